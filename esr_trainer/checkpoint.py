@@ -1,0 +1,229 @@
+"""Checkpoints: everything a run needs to go on bit for bit, and everything an export needs, in one directory.
+
+A run directory holds `config.json` and `checkpoints/<step>/`. A checkpoint is written whole or not at all, its
+`checkpoint.json` names the SHA-256 of every other file, and nothing in it is a pickle.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from esr_trainer.command_line import Options, UsageError
+from esr_trainer.config import TrainConfig
+from esr_trainer.features import Features, load_features, save_features
+from esr_trainer.towers import EarlyStageRanker
+from esr_trainer.whole_directory import remove_unfinished, sha256, written_whole
+
+SCHEMA_VERSION = 1
+DESCRIPTION = "checkpoint.json"
+
+
+class CheckpointDescription(Options):
+    """The content of checkpoint.json."""
+
+    schema_version: int
+    """Layout of the directory."""
+    step: int
+    """Gradient steps done."""
+    config: TrainConfig
+    """The run's resolved settings."""
+    world: str
+    """What the world is, in one line."""
+    world_fingerprint: str
+    """SHA-256 of the world: checkpoints of one world can be compared."""
+    metrics: dict[str, float]
+    """Policy value at this step, and the values it is read against."""
+    files: dict[str, str]
+    """SHA-256 of every other file."""
+
+
+class Checkpoint:
+    """A verified checkpoint directory."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open a checkpoint directory, or the last checkpoint of a run directory, and check every file.
+
+        Raises:
+            UsageError: there is no checkpoint, or a file is missing or changed.
+        """
+        self.directory = last_checkpoint(directory)
+        try:
+            self.description = CheckpointDescription.model_validate_json((self.directory / DESCRIPTION).read_bytes())
+        except (OSError, ValidationError) as error:
+            raise UsageError(f"checkpoint ({self.directory}): {DESCRIPTION} cannot be read") from error
+        if self.description.schema_version != SCHEMA_VERSION:
+            raise UsageError(
+                f"checkpoint ({self.directory}) has schema version {self.description.schema_version}, not {SCHEMA_VERSION}"
+            )
+        for name, digest in self.description.files.items():
+            if not (self.directory / name).is_file():
+                raise UsageError(f"checkpoint ({self.directory}): {name} is missing")
+            if sha256(self.directory / name) != digest:
+                raise UsageError(f"checkpoint ({self.directory}): {name} was changed, its SHA-256 differs")
+
+    @property
+    def config(self) -> TrainConfig:
+        """The run's resolved settings."""
+        return self.description.config
+
+    def policy(self) -> EarlyStageRanker:
+        """The ESR with its trained weights."""
+        policy = build_policy(
+            self.config, load_features(self.directory, "context"), load_features(self.directory, "item")
+        )
+        policy.load_state_dict(load_file(self.directory / "policy.safetensors"))
+        return policy
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """The optimizer's tensors, by `<parameter>.<name>`."""
+        return load_file(self.directory / "optimizer.safetensors")
+
+    def generator_state(self) -> Tensor:
+        """The state of the run's random generator."""
+        return load_file(self.directory / "generator.safetensors")["state"]
+
+
+def build_policy(config: TrainConfig, contexts: Features, items: Features) -> EarlyStageRanker:
+    """The ESR that the settings describe, its tables not yet drawn."""
+    return EarlyStageRanker(contexts, items, config.experts, config.embedding_dim, config.temperature)
+
+
+def save_checkpoint(
+    run: Path,
+    description: Mapping[str, Any],
+    policy: EarlyStageRanker,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> Path:
+    """Write `checkpoints/<step>` of a run.
+
+    Args:
+        run: the run directory.
+        description: the fields of CheckpointDescription, but schema_version and files.
+        policy: the ESR.
+        optimizer: its state is stored by parameter name.
+        generator: the run's only source of randomness.
+
+    Returns:
+        The checkpoint's directory.
+    """
+    target = run / "checkpoints" / f"{description['step']:08d}"
+    if target.exists():  # the run stopped right after a regular checkpoint
+        return target
+    names = [name for name, _ in policy.named_parameters()]
+    state = {
+        f"{names[index]}.{key}": value
+        for index, values in optimizer.state_dict()["state"].items()
+        for key, value in values.items()
+    }
+    with written_whole(target) as directory:
+        save_file(policy.state_dict(), directory / "policy.safetensors")
+        save_file(state, directory / "optimizer.safetensors")
+        save_file({"state": generator.get_state()}, directory / "generator.safetensors")
+        save_features(policy.context_tower.features, directory, "context")
+        save_features(policy.item_tower.features, directory, "item")
+        files = {path.name: sha256(path) for path in sorted(directory.iterdir())}
+        content = CheckpointDescription(schema_version=SCHEMA_VERSION, files=files, **description)
+        (directory / DESCRIPTION).write_text(content.model_dump_json(indent=2))
+    return target
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, policy: EarlyStageRanker, state: Mapping[str, Tensor]
+) -> None:
+    """Give an optimizer the tensors that `save_checkpoint` stored."""
+    by_parameter: dict[int, dict[str, Tensor]] = {}
+    for index, (name, _) in enumerate(policy.named_parameters()):
+        by_parameter[index] = {
+            key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")
+        }
+    optimizer.load_state_dict({"state": by_parameter, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The whole checkpoints of a run directory, oldest first."""
+    return sorted(path for path in (run / "checkpoints").glob("[0-9]*") if path.is_dir())
+
+
+def last_checkpoint(directory: Path) -> Path:
+    """The directory itself if it is a checkpoint, else the last checkpoint of the run."""
+    if (directory / DESCRIPTION).is_file():
+        return directory
+    found = checkpoints(directory)
+    if not found:
+        raise UsageError(f"run ({directory}) holds no checkpoint")
+    return found[-1]
+
+
+def keep_last_and_best(run: Path) -> None:
+    """Remove every checkpoint but the last and the one with the highest policy value."""
+    *earlier, last = checkpoints(run)
+    value = {path: json.loads((path / DESCRIPTION).read_text())["metrics"]["policy_value"] for path in (*earlier, last)}
+    best = max((last, *reversed(earlier)), key=value.__getitem__)
+    for path in earlier:
+        if path != best:
+            shutil.rmtree(path)
+
+
+def open_run(directory: Path | None, config: TrainConfig, world_fingerprint: str) -> Path:
+    """Make a run directory, or enter one whose configuration matches.
+
+    Args:
+        directory: None for the next free `runs/<n>`.
+        config: the settings; a run that is entered again may ask for more steps, or find its data elsewhere.
+        world_fingerprint: SHA-256 of the world, which must match too.
+
+    Returns:
+        The run directory; it holds `config.json`.
+
+    Raises:
+        UsageError: the directory holds something else.
+    """
+    wanted = {**json.loads(config.model_dump_json(exclude={"steps", "data"})), "world_fingerprint": world_fingerprint}
+    if directory is None:
+        directory = fresh_run(Path("runs"))
+    elif (directory / "config.json").is_file():
+        try:
+            found = json.loads((directory / "config.json").read_text())
+        except json.JSONDecodeError as error:
+            raise UsageError(f"out ({directory}): its config.json cannot be read") from error
+        for name in wanted:
+            if found.get(name) != wanted[name]:
+                raise UsageError(
+                    f"out ({directory}) holds a run with {name} {found.get(name)}, not {wanted[name]}; "
+                    "name another directory, or repeat that run's options to go on with it"
+                )
+        remove_unfinished(directory / "checkpoints")
+        return directory
+    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UsageError(f"out ({directory}) is not empty and holds no run")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary = directory / "config.json.tmp"
+        temporary.write_text(json.dumps(wanted, indent=2))
+        os.replace(temporary, directory / "config.json")
+    except OSError as error:
+        raise UsageError(f"out ({directory}) cannot be written: {error.strerror}") from error
+    return directory
+
+
+def fresh_run(root: Path) -> Path:
+    """Make the directory with the next free number; two processes never get the same."""
+    number = 1 + max((int(path.name) for path in root.glob("*") if path.name.isdigit()), default=0)
+    while True:
+        try:
+            (root / str(number)).mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UsageError(f"out ({root / str(number)}) cannot be written: {error.strerror}") from error
+        else:
+            return root / str(number)

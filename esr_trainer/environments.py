@@ -1,0 +1,71 @@
+"""ENVIRONMENTS: the worlds an ESR can learn in, generated or read from a file whose content says which it is."""
+
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from esr_trainer import kuairec, synthetic
+from esr_trainer.command_line import UsageError
+from esr_trainer.world import World
+
+ENVIRONMENTS: Mapping[str, Callable[[int], World]] = {
+    "kuairec": lambda seed: kuairec.simulated_world(seed=seed),
+    "synthetic": lambda seed: synthetic.synthetic_world(seed=seed),
+}
+"""Generated worlds by name: world seed -> world."""
+
+ARCHIVES: tuple[tuple[frozenset[str], Callable[[Mapping[str, np.ndarray]], World]], ...] = (
+    (frozenset({"gt2_bits", "user_id", "video_id"}), kuairec.binary_world),
+    (frozenset({"watch_ratio_milli", "observed_bits", "user_id", "video_id"}), kuairec.semisynthetic_world),
+    (frozenset(synthetic.ARRAYS), synthetic.published_world),
+)
+"""npz files, known by the arrays they hold."""
+
+
+def open_world(environment: str | None, data: Path | None, seed: int) -> World:
+    """Read the world of a file, or generate one.
+
+    Args:
+        environment: a name in ENVIRONMENTS, or None to take the file's (without a file: kuairec).
+        data: a KuaiRec or synthetic file, or None to generate.
+        seed: decides a generated world.
+
+    Raises:
+        UsageError: the file is missing, malformed, or of another environment.
+    """
+    if data is None:
+        return ENVIRONMENTS[environment or "kuairec"](seed)
+    world = read_world(data)
+    if environment not in (None, world.environment):
+        raise UsageError(f"environment ({environment}) clashes with data ({data}), which holds {world.environment}")
+    return world
+
+
+def read_world(path: Path) -> World:
+    """Read a file; its npz keys or CSV header decide the world."""
+    if not path.is_file():
+        raise UsageError(f"data ({path}) is not a file")
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if not head.startswith(b"PK"):
+        header = tuple(head.decode(errors="replace").partition("\n")[0].strip().split(","))
+        missing = [column for column in kuairec.CSV_COLUMNS if column not in header]
+        if missing:
+            raise UsageError(
+                f"data ({path}) is neither an npz nor a CSV with the columns {', '.join(kuairec.CSV_COLUMNS)}"
+            )
+        return kuairec.original_world(path)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
+        raise UsageError(f"data ({path}) cannot be read as npz: {error}") from error
+    for names, world in ARCHIVES:
+        if names <= arrays.keys():
+            try:
+                return world(arrays)
+            except (ValueError, IndexError, RuntimeError, TypeError) as error:
+                raise UsageError(f"data ({path}): its arrays do not fit together: {error}") from error
+    raise UsageError(f"data ({path}) holds the arrays {', '.join(sorted(arrays))}, which are no known world")

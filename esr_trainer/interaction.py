@@ -1,0 +1,41 @@
+"""One round of the two-stage system with its users. Axes: B batch, M experts, N items, K candidates, L slots."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from esr_trainer.policy import sample_candidates
+from esr_trainer.policy_value import System
+from esr_trainer.world import World
+
+
+class Round(NamedTuple):
+    """What was picked, shown and rewarded."""
+
+    candidates: Tensor
+    """(B, K), items in the order drawn."""
+    slate: Tensor
+    """(B, L), items by slot."""
+    reward: Tensor
+    """(B, L)."""
+
+
+def interact(world: World, system: System, contexts: Tensor, logits: Tensor, generator: torch.Generator) -> Round:
+    """Play one round.
+
+    1. The ESR draws K candidates from its policy.
+    2. The LSR orders them and shows L.
+    3. The users respond to what they see.
+
+    Args:
+        world: where the users live.
+        system: LSR, K and L.
+        contexts: (B,).
+        logits: (B, M, N).
+        generator: the source of every draw.
+    """
+    candidates = sample_candidates(logits, system.num_candidates, generator)
+    positions = system.ranker.rank(world.scores(contexts, candidates), system.num_slots, generator)
+    slate = candidates.gather(1, positions)
+    return Round(candidates, slate, world.draw_rewards(contexts, slate, generator))

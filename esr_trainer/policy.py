@@ -1,0 +1,67 @@
+"""The ESR's policy: Plackett-Luce over a mixture of experts, drawn by Gumbel top-k, and its greedy form.
+
+Axes: B batch, M experts, N items, K positions.
+"""
+
+import torch
+from torch import Tensor
+
+
+def quotas(num_candidates: int, num_experts: int) -> list[int]:
+    """Positions of each expert, in expert order: K // M, the first K mod M experts one more (DESIGN §3)."""
+    share, rest = divmod(num_candidates, num_experts)
+    return [share + (expert < rest) for expert in range(num_experts)]
+
+
+def expert_of_position(num_candidates: int, num_experts: int) -> list[int]:
+    """m(k): the expert that owns each of the K positions."""
+    return [expert for expert, quota in enumerate(quotas(num_candidates, num_experts)) for _ in range(quota)]
+
+
+def gumbel(shape: torch.Size, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise, -log(-log U).
+
+    A uniform draw can be exactly 0 and its noise -inf, the key of an item that is already taken; the smallest step of
+    the generator, 2^-24, takes its place.
+    """
+    noise = torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device)
+    return noise.clamp_(min=2.0**-24).log_().neg_().log_().neg_()
+
+
+def greedy_candidates(logits: Tensor, num_candidates: int) -> Tensor:
+    """Expert by expert, the best items that no earlier expert took (DESIGN §3).
+
+    Args:
+        logits: (B, M, N), finite; left as it is.
+        num_candidates: K, at most N.
+
+    Returns:
+        Items, (B, K), in expert order and by falling logit within an expert.
+    """
+    num_experts = logits.shape[1]
+    if num_experts == 1:
+        return logits[:, 0].topk(num_candidates).indices
+    picks: list[Tensor] = []
+    for expert, quota in enumerate(quotas(num_candidates, num_experts)):
+        keys = logits[:, expert]
+        if picks:
+            keys = keys.scatter(1, torch.cat(picks, dim=1), -torch.inf)
+        picks.append(keys.topk(quota).indices)
+    return torch.cat(picks, dim=1)
+
+
+def sample_candidates(logits: Tensor, num_candidates: int, generator: torch.Generator) -> Tensor:
+    """Draw ordered candidates from the mixture Plackett-Luce policy: greedy on logits + Gumbel noise (Kool et al. 2019).
+
+    One draw of noise per (context, expert, item), so experts explore independently.
+
+    Args:
+        logits: (B, M, N), finite.
+        num_candidates: K, at most N.
+        generator: the source of the noise, on the logits' device.
+
+    Returns:
+        Items, (B, K), in the order of the positions.
+    """
+    logits = logits.detach()
+    return greedy_candidates(gumbel(logits.shape, logits, generator).add_(logits), num_candidates)

@@ -1,0 +1,85 @@
+"""Policy value: the mean over all contexts of the expected reward of greedy ESR then LSR, summed over weighted slots.
+
+Beside it the values that it is read against: the optimum, the uniform policy, and one popular list for everybody.
+Axes: C contexts, B batch, N items, K candidates, L slots.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from esr_trainer.late_stage_rankers import LateStageRanker
+from esr_trainer.world import World
+
+CHUNK = 256
+"""Contexts valued at a time, so that the logits of a large world are never held at once."""
+
+UNIFORM_DRAWS = 8
+"""Candidate sets per context over which the uniform policy's value is averaged."""
+
+
+class System(NamedTuple):
+    """Everything of a two-stage recommender but its ESR."""
+
+    ranker: LateStageRanker
+    num_candidates: int
+    """K."""
+    slot_weights: Tensor
+    """(L,)."""
+
+    @property
+    def num_slots(self) -> int:
+        """L."""
+        return len(self.slot_weights)
+
+
+Choose = Callable[[Tensor], Tensor]
+"""A policy: contexts (B,) -> candidates (B, K)."""
+
+
+def replay(world: World, system: System, choose: Choose) -> Tensor:
+    """The expected weighted reward of every context, (C,); the mean is the policy value.
+
+    Orders of a random LSR come from a fixed seed per chunk, so two policies are compared on common random numbers.
+
+    Args:
+        world: C contexts and N items.
+        system: LSR, K and slot weights.
+        choose: the policy.
+    """
+    values = []
+    for start in range(0, world.num_contexts, CHUNK):
+        contexts = torch.arange(start, min(start + CHUNK, world.num_contexts))
+        candidates = choose(contexts)
+        rewards = system.ranker.expected_rewards(
+            world.scores(contexts, candidates),
+            world.expected_rewards(contexts, candidates),
+            system.num_slots,
+            torch.Generator().manual_seed(start),
+        )
+        values.append(rewards @ system.slot_weights)
+    return torch.cat(values)
+
+
+def optimal_value(world: World, system: System) -> float:
+    """The best L of all N items in every context, the best in the slot that weighs most."""
+    best = world.expected_reward.topk(system.num_slots, dim=1).values
+    return float((best @ system.slot_weights.sort(descending=True).values).mean())
+
+
+def popularity_value(world: World, system: System) -> float:
+    """One list for everybody: the K items of the highest mean expected reward, then the same LSR."""
+    popular = world.expected_reward.mean(dim=0).topk(system.num_candidates).indices
+    return float(replay(world, system, lambda contexts: popular.expand(len(contexts), -1)).mean())
+
+
+def uniform_value(world: World, system: System) -> float:
+    """K random items, then the same LSR; the mean of UNIFORM_DRAWS candidate sets per context."""
+    generator = torch.Generator().manual_seed(0)
+
+    def choose(contexts: Tensor) -> Tensor:
+        return torch.rand((len(contexts), world.num_items), generator=generator).topk(system.num_candidates).indices
+
+    return float(torch.stack([replay(world, system, choose).mean() for _ in range(UNIFORM_DRAWS)]).mean())

@@ -1,0 +1,88 @@
+"""The synthetic world of arXiv:2605.26385 §4.1, with its own seed or from a file of the published arrays."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esr_trainer.world import World
+
+ARRAYS = (
+    "contexts",
+    "context_reactiveness_coef",
+    "context_reactiveness_bias",
+    "items",
+    "item_reactiveness_coef",
+    "item_reactiveness_bias",
+    "latent",
+    "projection",
+    "reward_std_coefs",
+    "reward_std_bias",
+    "reward_scale",
+)
+"""x (C, D), c_x (D), its bias, a (N, D), c_a (D), its bias, M0 (D, D), Mz (D, D), C (D, D), its bias, the score's scale."""
+
+
+def synthetic_world(num_contexts: int = 1000, num_items: int = 1000, seed: int = 0, dimension: int = 10) -> World:
+    """Draw a synthetic world; every array has draws of its own.
+
+    x, a ~ U[-1, 1]^D scaled to unit norm; M0, Mz Gaussian with unit-norm last axis; c_x, c_a, C ~ N(0, 1); biases 3, 3
+    and 1; scale 10.
+
+    Args:
+        num_contexts: C.
+        num_items: N.
+        seed: decides every draw.
+        dimension: D.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform_directions(count: int) -> Tensor:
+        return torch.nn.functional.normalize(torch.rand((count, dimension), generator=generator) * 2 - 1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    arrays = {
+        "contexts": uniform_directions(num_contexts),
+        "context_reactiveness_coef": normal(dimension),
+        "context_reactiveness_bias": torch.tensor(3.0),
+        "items": uniform_directions(num_items),
+        "item_reactiveness_coef": normal(dimension),
+        "item_reactiveness_bias": torch.tensor(3.0),
+        "latent": torch.nn.functional.normalize(normal(dimension, dimension), dim=-1),
+        "projection": torch.nn.functional.normalize(normal(dimension, dimension), dim=-1),
+        "reward_std_coefs": normal(dimension, dimension),
+        "reward_std_bias": torch.tensor(1.0),
+        "reward_scale": torch.tensor(10.0),
+    }
+    return world_of(arrays, f"synthetic world of arXiv:2605.26385 §4.1, world seed {seed}")
+
+
+def published_world(arrays: Mapping[str, np.ndarray]) -> World:
+    """The world of published arrays; keys as in `ARRAYS`."""
+    tensors = {name: torch.from_numpy(np.array(arrays[name], dtype=np.float32)) for name in ARRAYS}
+    return world_of(tensors, "synthetic world from the arrays of a file")
+
+
+def world_of(arrays: Mapping[str, Tensor], description: str) -> World:
+    """Work out scores and rewards from the arrays.
+
+    eta = sqrt( sigmoid(a.c_a + 3) sigmoid(x.c_x + 3) ), q = 10 x^T [(1 - eta) M0 + eta Mz] a,
+    reward ~ Normal( softplus(q) + 1, sigmoid(x^T C a + 1) ) (arXiv:2605.26385 §4.1, DESIGN §5).
+    """
+    x, a = arrays["contexts"], arrays["items"]
+    x_reactiveness = torch.sigmoid(x @ arrays["context_reactiveness_coef"] + arrays["context_reactiveness_bias"])
+    a_reactiveness = torch.sigmoid(a @ arrays["item_reactiveness_coef"] + arrays["item_reactiveness_bias"])
+    eta = (x_reactiveness[:, None] * a_reactiveness).sqrt()
+    score = arrays["reward_scale"] * ((1 - eta) * (x @ arrays["latent"] @ a.T) + eta * (x @ arrays["projection"] @ a.T))
+    return World(
+        environment="synthetic",
+        description=f"{description}: {len(x)} contexts x {len(a)} items",
+        context_ids=tuple(map(str, range(len(x)))),
+        item_ids=tuple(map(str, range(len(a)))),
+        score=score,
+        expected_reward=torch.nn.functional.softplus(score) + 1,
+        reward_std=torch.sigmoid(x @ arrays["reward_std_coefs"] @ a.T + arrays["reward_std_bias"]),
+    )

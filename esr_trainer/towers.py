@@ -1,0 +1,90 @@
+"""The ESR's model: two towers per expert on torchrec's EmbeddingBagCollection, and their inner product.
+
+f^m(x, a) = <u^m(x), v^m(a)> / temperature. Axes: B batch, C rows of a tower, M experts, N items, D embedding dimension.
+"""
+
+import logging
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from esr_trainer.features import Features
+
+logging.getLogger("torch.fx._symbolic_trace").setLevel(
+    logging.ERROR
+)  # torchrec's import warns of torch's own internals
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # fbgemm's import warns of its own internals
+    from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
+    from torchrec.modules.embedding_modules import EmbeddingBagCollection
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+
+class Tower(nn.Module):
+    """Rows -> embeddings: the sum, over the features, of the mean of a bag's table rows.
+
+    One table per feature holds all experts side by side, so a lookup serves every expert.
+    """
+
+    def __init__(self, features: Features, num_experts: int, dimension: int) -> None:
+        super().__init__()
+        self.features = features
+        self.shape = (len(features.bags), num_experts, dimension)
+        self.tables = EmbeddingBagCollection(
+            tables=[
+                EmbeddingBagConfig(
+                    name=name,
+                    feature_names=[name],
+                    num_embeddings=len(vocabulary),
+                    embedding_dim=num_experts * dimension,
+                    pooling=PoolingType.MEAN,
+                )
+                for name, vocabulary in features.vocabularies.items()
+            ]
+        )
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Embeddings of some rows: (B,) -> (B, M, D)."""
+        pooled: Tensor = self.tables(jagged(self.features, rows)).values()
+        return pooled.unflatten(1, self.shape).sum(dim=1)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Each feature's table, (V, M * D)."""
+        return {name: self.tables.embedding_bags[name].weight for name in self.features.bags}
+
+
+class EarlyStageRanker(nn.Module):
+    """The two-tower mixture of experts over a fixed catalogue."""
+
+    def __init__(
+        self, contexts: Features, items: Features, num_experts: int, dimension: int, temperature: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.context_tower = Tower(contexts, num_experts, dimension)
+        self.item_tower = Tower(items, num_experts, dimension)
+        self.temperature = temperature
+        self.register_buffer("catalogue", torch.arange(len(items.ids)), persistent=False)
+
+    def initialise(self, std: float, generator: torch.Generator) -> None:
+        """Draw every table from N(0, std^2)."""
+        with torch.no_grad():
+            for table in self.parameters():
+                table.normal_(0, std, generator=generator)
+
+    def forward(self, contexts: Tensor) -> Tensor:
+        """Logits of the whole catalogue: rows (B,) -> (B, M, N)."""
+        context = self.context_tower(contexts).transpose(0, 1) / self.temperature  # (M, B, D)
+        item = self.item_tower(self.catalogue).permute(1, 2, 0)  # (M, D, N)
+        return torch.bmm(context, item).transpose(0, 1)
+
+
+def jagged(features: Features, rows: Tensor) -> KeyedJaggedTensor:
+    """The bags of some rows in torchrec's form: values of every feature one after the other, without the padding."""
+    values, lengths = [], []
+    for bags in features.bags.values():
+        bag = torch.from_numpy(bags)[rows]
+        present = bag >= 0
+        values.append(bag[present])
+        lengths.append(present.sum(dim=1))
+    return KeyedJaggedTensor(keys=list(features.bags), values=torch.cat(values), lengths=torch.cat(lengths))

@@ -1,0 +1,207 @@
+"""The online training loop: context, logits, candidates, slate, reward, log-probability, step, checkpoint.
+
+Axes: B batch, L slots.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from esr_trainer.checkpoint import (
+    Checkpoint,
+    build_policy,
+    checkpoints,
+    keep_last_and_best,
+    load_optimizer_state,
+    open_run,
+    save_checkpoint,
+)
+from esr_trainer.command_line import UsageError
+from esr_trainer.config import TrainConfig
+from esr_trainer.environments import open_world
+from esr_trainer.estimators import ESTIMATORS
+from esr_trainer.features import Features, id_features, read_features
+from esr_trainer.interaction import interact
+from esr_trainer.late_stage_rankers import LATE_STAGE_RANKERS
+from esr_trainer.policy import greedy_candidates
+from esr_trainer.policy_value import System, optimal_value, popularity_value, replay, uniform_value
+from esr_trainer.slots import SLOT_WEIGHTS
+from esr_trainer.towers import EarlyStageRanker
+from esr_trainer.world import World
+
+OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad}
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is nan or infinite: a bug in an estimator or a reward that is not finite."""
+
+
+def system_of(config: TrainConfig) -> System:
+    """The LSR, K and slot weights of the settings."""
+    return System(LATE_STAGE_RANKERS[config.lsr], config.candidates, SLOT_WEIGHTS[config.slot_weights](config.slate))
+
+
+def greedy_values(world: World, system: System, policy: EarlyStageRanker) -> torch.Tensor:
+    """The expected weighted reward of every context under the greedy policy, (C,)."""
+    with torch.no_grad():
+        return replay(world, system, lambda contexts: greedy_candidates(policy(contexts), system.num_candidates))
+
+
+@dataclass
+class Trainer:
+    """A run in progress: the ESR, its optimizer, the only random generator, and how far it has come."""
+
+    config: TrainConfig
+    world: World
+    policy: EarlyStageRanker
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    step: int
+    metrics: dict[str, float]
+    """Policy value at `step`, and the values it is read against."""
+
+    def advance(self) -> None:
+        """One gradient step on one batch of contexts.
+
+        Raises:
+            NonFiniteLossError: the loss is not finite; no parameter was changed.
+        """
+        config, system = self.config, system_of(self.config)
+        contexts = torch.randint(self.world.num_contexts, (config.batch,), generator=self.generator)
+        logits = self.policy(contexts)
+        round_ = interact(self.world, system, contexts, logits, self.generator)
+        log_prob = ESTIMATORS[config.estimator](logits, round_.slate, round_.candidates)
+        loss = -((round_.reward * log_prob) @ system.slot_weights).mean()
+        if not loss.isfinite():
+            raise NonFiniteLossError(f"step {self.step + 1}: loss of estimator {config.estimator} is {loss.item()}")
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.step += 1
+
+    def evaluate(self) -> None:
+        """Value the greedy policy on all contexts."""
+        value = float(greedy_values(self.world, system_of(self.config), self.policy).mean())
+        self.metrics["policy_value"] = value
+
+    def save(self, run: Path) -> Path:
+        """Write a checkpoint of this moment; keep the last and the best."""
+        directory = save_checkpoint(
+            run,
+            {
+                "step": self.step,
+                "config": self.config,
+                "world": self.world.description,
+                "world_fingerprint": self.world.fingerprint,
+                "metrics": self.metrics,
+            },
+            self.policy,
+            self.optimizer,
+            self.generator,
+        )
+        keep_last_and_best(run)
+        return directory
+
+
+def read_catalogue(config: TrainConfig, world: World) -> tuple[Features, Features]:
+    """The contexts' and the items' ids and features."""
+    return (
+        read_features(world.context_ids, config.context_features)
+        if config.context_features
+        else id_features(world.context_ids),
+        read_features(world.item_ids, config.item_features) if config.item_features else id_features(world.item_ids),
+    )
+
+
+def start(config: TrainConfig, world: World) -> Trainer:
+    """A new run: tables drawn from the seed, and the values that the policy value is read against."""
+    generator = torch.Generator().manual_seed(config.seed)
+    policy = build_policy(config, *read_catalogue(config, world))
+    policy.initialise(config.init_std, generator)
+    optimizer = OPTIMIZERS[config.optimizer](policy.parameters(), lr=config.learning_rate)
+    system = system_of(config)
+    references = {
+        "uniform_policy_value": uniform_value(world, system),
+        "popularity_policy_value": popularity_value(world, system),
+        "optimal_policy_value": optimal_value(world, system),
+    }
+    trainer = Trainer(config, world, policy, optimizer, generator, 0, references)
+    trainer.evaluate()
+    trainer.metrics["initial_policy_value"] = trainer.metrics["policy_value"]
+    return trainer
+
+
+def resume(config: TrainConfig, world: World, checkpoint: Checkpoint) -> Trainer:
+    """Go on from a checkpoint, bit for bit as if the run had never stopped."""
+    description = checkpoint.description
+    if description.step > config.steps:
+        raise UsageError(f"steps ({config.steps}): the run has already done {description.step}")
+    policy = checkpoint.policy()
+    optimizer = OPTIMIZERS[config.optimizer](policy.parameters(), lr=config.learning_rate)
+    load_optimizer_state(optimizer, policy, checkpoint.optimizer_state())
+    generator = torch.Generator()
+    generator.set_state(checkpoint.generator_state())
+    return Trainer(config, world, policy, optimizer, generator, description.step, dict(description.metrics))
+
+
+def prepare(config: TrainConfig, out: Path | None) -> tuple[Trainer, Path]:
+    """Check the settings against the world, then start a run or take one up again.
+
+    Returns:
+        The trainer and its run directory.
+
+    Raises:
+        UsageError: the settings, the data or the directory cannot be used; nothing was written.
+    """
+    for path in (config.context_features, config.item_features):
+        if path is not None and not path.is_file():
+            raise UsageError(f"features ({path}) is not a file")
+    world = open_world(config.environment, config.data, config.world_seed)
+    if config.candidates > world.num_items:
+        raise UsageError(f"candidates ({config.candidates}) exceeds the data's {world.num_items} items")
+    paths = {
+        name: path.resolve()
+        for name in ("data", "context_features", "item_features")
+        if (path := getattr(config, name)) is not None
+    }
+    config = config.model_copy(update={"environment": world.environment, **paths})
+    if out is not None and checkpoints(out):
+        run = open_run(out, config, world.fingerprint)
+        return resume(config, world, Checkpoint(run)), run
+    trainer = start(config, world)
+    return trainer, open_run(out, config, world.fingerprint)
+
+
+def train(trainer: Trainer, run: Path, report: Callable[[Trainer], None], stop: Callable[[], bool]) -> Path:
+    """Advance to the last step, evaluating and saving on the way.
+
+    Args:
+        trainer: from `prepare`.
+        run: its run directory.
+        report: called after every step and evaluation.
+        stop: asked after every step; True saves and ends the run early.
+
+    Returns:
+        The last checkpoint's directory.
+
+    Raises:
+        NonFiniteLossError: names the step, the estimator and the last good checkpoint.
+    """
+    config = trainer.config
+    while trainer.step < config.steps and not stop():
+        try:
+            trainer.advance()
+        except NonFiniteLossError as error:
+            last = checkpoints(run)
+            raise NonFiniteLossError(f"{error}; last good checkpoint: {last[-1] if last else 'none'}") from None
+        at_end = trainer.step == config.steps
+        if at_end or trainer.step % config.evaluate_every == 0:
+            trainer.evaluate()
+        report(trainer)
+        if trainer.step % config.checkpoint_every == 0 and not at_end:
+            trainer.save(run)
+    if stop():
+        trainer.evaluate()
+    return trainer.save(run)
