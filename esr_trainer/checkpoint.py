@@ -59,10 +59,9 @@ class Checkpoint:
             self.description = CheckpointDescription.model_validate_json((self.directory / DESCRIPTION).read_bytes())
         except (OSError, ValidationError) as error:
             raise UsageError(f"checkpoint ({self.directory}): {DESCRIPTION} cannot be read") from error
-        if self.description.schema_version != SCHEMA_VERSION:
-            raise UsageError(
-                f"checkpoint ({self.directory}) has schema version {self.description.schema_version}, not {SCHEMA_VERSION}"
-            )
+        found = self.description.schema_version
+        if found != SCHEMA_VERSION:
+            raise UsageError(f"checkpoint ({self.directory}) has schema version {found}, not {SCHEMA_VERSION}")
         for name, digest in self.description.files.items():
             if not (self.directory / name).is_file():
                 raise UsageError(f"checkpoint ({self.directory}): {name} is missing")
@@ -195,10 +194,10 @@ def open_run(directory: Path | None, config: TrainConfig, world_fingerprint: str
             found = json.loads((directory / "config.json").read_text())
         except json.JSONDecodeError as error:
             raise UsageError(f"out ({directory}): its config.json cannot be read") from error
-        for name in wanted:
-            if found.get(name) != wanted[name]:
+        for name, value in wanted.items():
+            if found.get(name) != value:
                 raise UsageError(
-                    f"out ({directory}) holds a run with {name} {found.get(name)}, not {wanted[name]}; "
+                    f"out ({directory}) holds a run with {name} {found.get(name)}, not {value}; "
                     "name another directory, or repeat that run's options to go on with it"
                 )
         remove_unfinished(directory / "checkpoints")

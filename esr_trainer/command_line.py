@@ -1,6 +1,7 @@
-"""The command line of every stage: a frozen pydantic model is its options, its help and its checks.
+"""The command line of every stage: a frozen pydantic model gives options, help and checks.
 
-Results go to stdout, progress and notes to stderr; an error is one line that quotes the value and the rule, exit code 2.
+Results go to stdout, progress and notes to stderr; an error is one line that quotes the value and the rule, with exit
+code 2.
 Nothing here imports torch, so `--help` answers at once and the server can use it.
 """
 
@@ -36,20 +37,25 @@ class Options(BaseModel):
 
 
 class Command(Options):
-    """A command whose fields are its options; `run` does the work and returns the JSON object of `--json`."""
+    """A command whose fields are its options."""
 
     as_json: CliToggleFlag[bool] = Field(default=False, alias="json")
     """Print one JSON object as the last line of stdout."""
 
-    def run(self) -> Mapping[str, Any]:
-        """Do the work; print for people, return for machines."""
+    def run(self) -> Mapping[str, Any] | None:
+        """Do the work and print it for people; the value is what `--json` prints, None if it was already printed."""
         raise NotImplementedError
 
     def cli_cmd(self) -> None:
         """Run the command (the name is pydantic-settings' hook)."""
         result = self.run()
-        if self.as_json:
-            print(json.dumps(result), flush=True)
+        if self.as_json and result is not None:
+            self.print_json(result)
+
+    @staticmethod
+    def print_json(result: Mapping[str, Any]) -> None:
+        """Print one JSON object as one line of stdout, at once."""
+        print(json.dumps(result, allow_nan=False), flush=True)
 
 
 class _CommandLine(BaseSettings):
@@ -68,7 +74,12 @@ class _CommandLine(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Leave environment variables and secret files out: what decides a run is on its command line."""
         return (init_settings,)
@@ -79,6 +90,7 @@ def main(
     program: str,
     arguments: Sequence[str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    refusals: tuple[type[Exception], ...] = (UsageError,),
 ) -> int:
     """Parse, check and run `command`; give the exit code.
 
@@ -87,6 +99,7 @@ def main(
         program: what the help calls the program, such as `python -m serving`.
         arguments: the command line; default `sys.argv[1:]`.
         settings: values below the command line and above the defaults (a configuration file's).
+        refusals: the errors whose message is for the user.
 
     Returns:
         0, or 2 after one line on stderr when the input cannot be used.
@@ -100,7 +113,7 @@ def main(
         return fail(one_line(error))
     except SettingsError as error:
         return fail(str(error).removeprefix("error parsing CLI: "))
-    except UsageError as error:
+    except refusals as error:
         return fail(str(error))
     except BrokenPipeError:  # `... | head` closed stdout: nobody is left to read the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

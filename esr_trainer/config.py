@@ -7,23 +7,28 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from esr_trainer.command_line import Options
 
+EstimatorName = Literal["top1", "ca", "ca-swr", "v-swr", "v"]
+EnvironmentName = Literal["kuairec", "synthetic"]
+LateStageRankerName = Literal["optimal", "noisy", "uniform", "anti"]
+SlotWeightsName = Literal["sum", "mean", "dcg"]
+
 
 class TrainConfig(Options):
     """What decides the result of a training run."""
 
-    estimator: Literal["top1", "ca", "ca-swr", "v-swr", "v"] = "top1"
-    """Log-probability that the reward's gradient follows: the shown item's chance to be a candidate (`top1`, `ca-swr`: as
-    if drawn with replacement; `ca`: without), or the drawn candidates' (`v-swr`, and exact `v`)."""
-    environment: Literal["kuairec", "synthetic"] | None = None
+    estimator: EstimatorName = "top1"
+    """Log-probability that the reward's gradient follows: the shown item's chance to be a candidate (`top1`, `ca-swr`:
+    as if drawn with replacement; `ca`: without), or the drawn candidates' (`v-swr`, and exact `v`)."""
+    environment: EnvironmentName | None = None
     """World to learn in; default the --data file's, or kuairec."""
     data: Path | None = None
     """KuaiRec's small_matrix.csv, small_matrix_gt2.npz or small_matrix_semisynthetic.npz, or the arrays of a synthetic
     world (npz); without it a simulator stands in."""
     world_seed: NonNegativeInt = 0
     """Seed of a generated world; ignored with --data."""
-    lsr: Literal["optimal", "noisy", "uniform", "anti"] = "optimal"
+    lsr: LateStageRankerName = "optimal"
     """Late-stage ranker: by reward, by reward with Plackett-Luce noise, at random, or worst first."""
-    slot_weights: Literal["sum", "mean", "dcg"] = "sum"
+    slot_weights: SlotWeightsName = "sum"
     """How much slot l counts: 1, 1/L, or 1/log2(l+1)."""
     candidates: PositiveInt = 100
     """K: items that the early-stage ranker hands to the late-stage ranker."""

@@ -60,10 +60,10 @@ def v_swr(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
 
 
 def ca(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
-    """CA-PG: the probability that the item is among the candidates while the other positions stay greedy.
+    """CA-PG: the chance that the item is among the candidates while the other positions stay greedy.
 
-    pi(a) = 1 - prod_k (1 - p_k(a)), p_k(a) = exp f^m(k)(a) / sum over items not in S_<k of exp f^m(k), where S_<k are the
-    items that the positions before k greedily take when `a` is not there (arXiv:2605.26385 App. D.1). In log space
+    pi(a) = 1 - prod_k (1 - p_k(a)), p_k(a) = exp f^m(k)(a) / sum over items not in S_<k of exp f^m(k), where S_<k are
+    the items that the positions before k greedily take when `a` is not there (arXiv:2605.26385 App. D.1). In log space
     log pi = LSE_k( log p_k + sum_{j<k} log(1 - p_j) ), and with W_k the log-normaliser of what is left without `a`,
     log p_k = log sigmoid(f(a) - W_k) and log(1 - p_k) = log sigmoid(W_k - f(a)).
 
@@ -95,7 +95,7 @@ def ca(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
 def ca_swr(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
     """CA-PG-SwR, and TOP1-PG: the item's expected share of draws with replacement.
 
-    log sum_m (K_m / K) softmax_m(a) (arXiv:2605.26385 §3.3, less the constant log K). One expert makes it log softmax(a).
+    log sum_m (K_m / K) softmax_m(a) (arXiv:2605.26385 §3.3, less the constant log K); with one expert, log softmax(a).
 
     Args:
         logits: (B, M, N).

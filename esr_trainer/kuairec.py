@@ -1,4 +1,4 @@
-"""The KuaiRec world (Gao et al., CIKM 2022): the dense watch_ratio matrix of its files, or a simulator of the same shape.
+"""The KuaiRec world (Gao et al., CIKM 2022): the dense matrix of its files, or a simulator of the same shape.
 
 Axes: C contexts (users), N items (videos).
 """
@@ -96,10 +96,10 @@ def original_world(path: Path) -> World:
 def simulated_world(num_contexts: int = 1411, num_items: int = 3327, seed: int = 0) -> World:
     """A stand-in of KuaiRec's shape and marginals, for a machine without its files.
 
-    log watch_ratio = log 0.77 + user + item + taste + noise, with user ~ N(0, 0.26^2), item ~ N(0, 0.3^2), taste the inner
-    product of 8-dimensional Gaussian vectors scaled to a standard deviation of 0.25, and noise ~ N(0, 0.2^2), in one cell
-    of ten N(0, 1.05^2). What comes out near the small matrix: median 0.77, 95 % and 99 % quantiles 1.96 and 3.6, 4.6 % of
-    the cells above 2, per user from 0.2 % to 30 %. The cells' noise is drawn once: it is part of the world.
+    log watch_ratio = log 0.77 + user + item + taste + noise, with user ~ N(0, 0.26^2), item ~ N(0, 0.3^2), taste the
+    inner product of 8-dimensional Gaussian vectors scaled to a standard deviation of 0.25, and noise ~ N(0, 0.2^2), in
+    one cell of ten N(0, 1.05^2). What comes out is near the small matrix: median 0.77, 95 % and 99 % quantiles 1.96
+    and 3.6, 4.6 % of the cells above 2, per user from 0.2 % to 30 %. The cells' noise is drawn once, with the world.
 
     Args:
         num_contexts: C.

@@ -51,7 +51,7 @@ def greedy_candidates(logits: Tensor, num_candidates: int) -> Tensor:
 
 
 def sample_candidates(logits: Tensor, num_candidates: int, generator: torch.Generator) -> Tensor:
-    """Draw ordered candidates from the mixture Plackett-Luce policy: greedy on logits + Gumbel noise (Kool et al. 2019).
+    """Draw ordered candidates from the mixture of Plackett-Luce: greedy on logits + Gumbel noise (Kool et al. 2019).
 
     One draw of noise per (context, expert, item), so experts explore independently.
 

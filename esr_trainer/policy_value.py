@@ -70,9 +70,14 @@ def optimal_value(world: World, system: System) -> float:
 
 
 def popularity_value(world: World, system: System) -> float:
-    """One list for everybody: the K items of the highest mean expected reward, then the same LSR."""
-    popular = world.expected_reward.mean(dim=0).topk(system.num_candidates).indices
+    """One list for everybody, then the same LSR."""
+    popular = popular_candidates(world, system)
     return float(replay(world, system, lambda contexts: popular.expand(len(contexts), -1)).mean())
+
+
+def popular_candidates(world: World, system: System) -> Tensor:
+    """The K items of the highest mean expected reward, (K,)."""
+    return world.expected_reward.mean(dim=0).topk(system.num_candidates).indices
 
 
 def uniform_value(world: World, system: System) -> float:

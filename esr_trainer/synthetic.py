@@ -21,7 +21,7 @@ ARRAYS = (
     "reward_std_bias",
     "reward_scale",
 )
-"""x (C, D), c_x (D), its bias, a (N, D), c_a (D), its bias, M0 (D, D), Mz (D, D), C (D, D), its bias, the score's scale."""
+"""x (C, D), c_x (D), its bias, a (N, D), c_a (D), its bias, M0, Mz and C (D, D), C's bias, the score's scale."""
 
 
 def synthetic_world(num_contexts: int = 1000, num_items: int = 1000, seed: int = 0, dimension: int = 10) -> World:

@@ -47,7 +47,7 @@ class Tower(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """Embeddings of some rows: (B,) -> (B, M, D)."""
         pooled: Tensor = self.tables(jagged(self.features, rows)).values()
-        return pooled.unflatten(1, self.shape).sum(dim=1)
+        return pooled.view(-1, *self.shape).sum(dim=1)
 
     def weights(self) -> dict[str, Tensor]:
         """Each feature's table, (V, M * D)."""

@@ -31,7 +31,10 @@ from esr_trainer.slots import SLOT_WEIGHTS
 from esr_trainer.towers import EarlyStageRanker
 from esr_trainer.world import World
 
-OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "adagrad": torch.optim.Adagrad}
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adagrad": torch.optim.Adagrad,
+}
 
 
 class NonFiniteLossError(RuntimeError):

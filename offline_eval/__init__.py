@@ -1,1 +1,1 @@
-""""""
+"""Judge checkpoints before they go live."""

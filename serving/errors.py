@@ -1,0 +1,47 @@
+"""What can go wrong while serving, and the gRPC status of each.
+
+    ServingError
+    ├── InvalidRequestError      INVALID_ARGUMENT, with the field's violation
+    ├── UnknownContextError      NOT_FOUND
+    ├── BundleUnusableError      FAILED_PRECONDITION: nothing to serve, or a bundle of another schema
+    └── BundleCorruptError       DATA_LOSS: a file is missing, changed or does not fit the others
+
+Messages are one line that quotes the value and the rule, and never hold a path of the server.
+"""
+
+from collections.abc import Mapping
+
+import grpc
+
+
+class ServingError(Exception):
+    """A refusal with a message for the caller."""
+
+
+class InvalidRequestError(ServingError):
+    """A field of a request breaks its rule."""
+
+    def __init__(self, field: str, rule: str) -> None:
+        super().__init__(f"{field} {rule}")
+        self.field = field
+        self.rule = rule
+
+
+class UnknownContextError(ServingError):
+    """The served model has never seen the context."""
+
+
+class BundleUnusableError(ServingError):
+    """There is no bundle, or it is of a schema that this version does not read."""
+
+
+class BundleCorruptError(ServingError):
+    """The bundle's files are not what its manifest says."""
+
+
+STATUS: Mapping[type[ServingError], grpc.StatusCode] = {
+    InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
+    UnknownContextError: grpc.StatusCode.NOT_FOUND,
+    BundleUnusableError: grpc.StatusCode.FAILED_PRECONDITION,
+    BundleCorruptError: grpc.StatusCode.DATA_LOSS,
+}

@@ -1,0 +1,219 @@
+"""Export: from a checkpoint to a bundle, published only when torch, ONNX Runtime and FAISS agree.
+
+Axes: B batch, C contexts, N items, M experts, D embedding dimension, V vocabulary, P values of a feature, K candidates.
+"""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from esr_trainer.checkpoint import Checkpoint
+from esr_trainer.command_line import UsageError
+from esr_trainer.features import ID, Features
+from esr_trainer.policy import expert_of_position, greedy_candidates, quotas
+from esr_trainer.towers import EarlyStageRanker, Tower
+from esr_trainer.whole_directory import remove_unfinished, sha256, written_whole
+from serving import bundle
+from serving.bundle import Manifest
+from serving.retriever import Retriever
+
+NUM_GOLDEN = 64
+NUM_CHECKED = 512
+"""Contexts whose candidates are compared before a bundle is published, spread evenly."""
+TIE = 1e-5
+"""Items whose float64 logits differ by less may swap."""
+
+
+class ExportedTower(nn.Module):
+    """A tower with plain tensors only: padded bags -> embeddings, so that the ONNX graph is a few gathers and sums."""
+
+    def __init__(self, tower: Tower, scale: float = 1.0) -> None:
+        super().__init__()
+        self.shape = tower.shape[1:]
+        self.tables = nn.ParameterList(
+            torch.cat([table.detach() * scale, table.new_zeros(1, table.shape[1])])
+            for table in tower.weights().values()
+        )
+
+    def forward(self, *bags: Tensor) -> Tensor:
+        """One (B, P) int64 bag per feature, -1 pads -> (B, M, D): the sum of the bags' means."""
+        total = torch.zeros(())
+        for table, bag in zip(self.tables, bags, strict=True):
+            present = bag >= 0
+            pooled = table[torch.where(present, bag, len(table) - 1)].sum(dim=1)  # -1 reads the row of zeros
+            total = total + pooled / present.sum(dim=1, keepdim=True).clamp(min=1)
+        return total.view(-1, *self.shape)
+
+
+def export(run: Path, root: Path) -> Path:
+    """Publish a run's last checkpoint (or a checkpoint directory) as the next version of a bundle root.
+
+    Returns:
+        The bundle's directory.
+
+    Raises:
+        UsageError: the checkpoint cannot be read, or what would be served is not what was trained; nothing is then
+            published.
+    """
+    checkpoint = Checkpoint(run)
+    policy = checkpoint.policy().eval()
+    contexts, items = policy.context_tower.features, policy.item_tower.features
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"out ({root}) cannot be written: {error.strerror}") from error
+    remove_unfinished(root)
+    version = 1 + max((int(path.name) for path in root.glob("*") if path.name.isdigit()), default=0)
+    with written_whole(root / str(version)) as directory:
+        with torch.no_grad():
+            write_tower(
+                directory / bundle.USER_TOWER, ExportedTower(policy.context_tower, 1 / policy.temperature), contexts
+            )
+            write_tower(directory / bundle.ITEM_TOWER, ExportedTower(policy.item_tower), items)
+            write_index(directory / bundle.INDEX, policy)
+            write_golden_queries(directory / bundle.GOLDEN, policy, checkpoint.config.candidates)
+        np.save(directory / bundle.ITEM_IDS, np.array(items.ids), allow_pickle=False)
+        np.save(directory / bundle.CONTEXT_IDS, np.array(contexts.ids), allow_pickle=False)
+        np.savez_compressed(directory / bundle.CONTEXT_FEATURES, allow_pickle=False, **contexts.bags)
+        (directory / bundle.VOCABULARIES).write_text(
+            json.dumps({"context": values_without_ids(contexts), "item": values_without_ids(items)})
+        )
+        (directory / "MODEL_CARD.md").write_text(model_card(checkpoint))
+        write_manifest(directory, checkpoint, policy)
+        check_served_is_trained(directory, version, policy, checkpoint.config.candidates)
+    return root / str(version)
+
+
+def write_tower(path: Path, tower: ExportedTower, features: Features) -> None:
+    """Write one tower as one ONNX file with a free batch axis."""
+    example = tuple(torch.from_numpy(bags[:2]) for bags in features.bags.values())
+    batch = torch.export.Dim("batch", min=1)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own deprecated internals
+        torch.onnx.export(
+            tower.eval(),
+            example,
+            path,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            input_names=list(features.bags),
+            output_names=["embedding"],
+            dynamic_shapes={"bags": tuple({0: batch} for _ in example)},
+        )
+
+
+def write_index(path: Path, policy: EarlyStageRanker) -> None:
+    """Write the exact inner-product index: all items under expert 0, then under expert 1, and so on."""
+    embeddings = policy.item_tower(policy.catalogue).transpose(0, 1).flatten(0, 1)  # (M * N, D)
+    index = faiss.IndexFlatIP(embeddings.shape[1])
+    index.add(embeddings.contiguous().numpy())
+    faiss.write_index(index, str(path))
+
+
+def write_golden_queries(path: Path, policy: EarlyStageRanker, num_candidates: int) -> None:
+    """Write what the trained model answers for some contexts; a server compares before it serves."""
+    rows = spread(len(policy.context_tower.features.ids), NUM_GOLDEN)
+    logits = policy(rows)
+    candidates = greedy_candidates(logits, num_candidates)
+    expert = torch.tensor(expert_of_position(num_candidates, logits.shape[1]))
+    scores = logits[torch.arange(len(rows))[:, None], expert, candidates]
+    np.savez(
+        path, allow_pickle=False, contexts=rows.numpy(), candidates=candidates.numpy(), scores=scores.float().numpy()
+    )
+
+
+def write_manifest(directory: Path, checkpoint: Checkpoint, policy: EarlyStageRanker) -> None:
+    """Write manifest.json over every file that is there."""
+    config = checkpoint.config
+    manifest = Manifest(
+        schema_version=bundle.SCHEMA_VERSION,
+        model_id=f"{config.estimator}-{sha256(checkpoint.directory / 'checkpoint.json')[:12]}",
+        step=checkpoint.description.step,
+        num_contexts=len(policy.context_tower.features.ids),
+        num_items=len(policy.item_tower.features.ids),
+        num_experts=config.experts,
+        embedding_dim=config.embedding_dim,
+        num_candidates=config.candidates,
+        quotas=quotas(config.candidates, config.experts),
+        metric="inner_product",
+        index="flat",
+        dtype="float32",
+        files={
+            path.name: bundle.BundleFile(sha256=sha256(path), size=path.stat().st_size)
+            for path in sorted(directory.iterdir())
+        },
+    )
+    (directory / bundle.MANIFEST).write_text(manifest.model_dump_json(indent=2))
+
+
+def check_served_is_trained(directory: Path, version: int, policy: EarlyStageRanker, num_candidates: int) -> None:
+    """Check that torch's greedy candidates and those of ONNX Runtime and FAISS are both greedy in float64.
+
+    Raises:
+        UsageError: a position holds an item whose logit is more than TIE below the best one that was free.
+    """
+    retriever = Retriever(bundle.load_bundle(directory, version))
+    retriever.check_golden_queries()
+    rows = spread(len(policy.context_tower.features.ids), NUM_CHECKED)
+    trained = greedy_candidates(policy(rows), num_candidates)
+    served = torch.from_numpy(retriever.pick(retriever.embed(rows.numpy()), num_candidates)[0])
+    logits = policy.double()(rows)
+    policy.float()
+    for name, candidates in (("torch", trained), ("ONNX Runtime and FAISS", served)):
+        regret = float(greedy_regret(logits, candidates).max())
+        if regret > TIE:
+            raise UsageError(
+                f"export: candidates of {name} are not the policy's: a logit is {regret:.2g} below the best"
+            )
+
+
+def greedy_regret(logits: Tensor, candidates: Tensor) -> Tensor:
+    """How far each position's item is below the best item that its expert could have taken there.
+
+    Args:
+        logits: (B, M, N), float64.
+        candidates: (B, K), distinct items.
+
+    Returns:
+        (B, K), 0 where the pick is greedy.
+    """
+    logits = logits.detach().clone()
+    regret = torch.empty(candidates.shape, dtype=logits.dtype)
+    for position, expert in enumerate(expert_of_position(candidates.shape[1], logits.shape[1])):
+        item = candidates[:, position, None]
+        regret[:, position] = logits[:, expert].amax(dim=1) - logits[:, expert].gather(1, item)[:, 0]
+        logits.scatter_(2, item[:, None].expand(-1, logits.shape[1], -1), -torch.inf)
+    return regret
+
+
+def spread(count: int, most: int) -> Tensor:
+    """At most `most` of `count` rows, evenly spread."""
+    return torch.linspace(0, count - 1, min(count, most)).long()
+
+
+def values_without_ids(features: Features) -> dict[str, tuple[str, ...]]:
+    """The vocabularies of the features; the ids have files of their own."""
+    return {name: values for name, values in features.vocabularies.items() if name != ID}
+
+
+def model_card(checkpoint: Checkpoint) -> str:
+    """What the model is and what it was measured at, for people."""
+    description = checkpoint.description
+    config = description.config
+    metrics = "\n".join(f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in description.metrics.items())
+    return (
+        "# Early-stage ranker\n\n"
+        f"- world: {description.world}\n"
+        f"- estimator `{config.estimator}`, {description.step} steps, seed {config.seed}\n"
+        f"- K = {config.candidates}, L = {config.slate}, M = {config.experts}, late-stage ranker `{config.lsr}`, "
+        f"slot weights `{config.slot_weights}`\n\n"
+        f"| mean over all contexts | reward |\n|---|---|\n{metrics}\n"
+    )
