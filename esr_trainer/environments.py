@@ -58,7 +58,7 @@ def read_world(path: Path) -> World:
             )
         return kuairec.original_world(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
         raise UsageError(f"data ({path}) cannot be read as npz: {error}") from error

@@ -73,7 +73,7 @@ class Retrieve(Command):
 
     context_id: str
     """The context's own id in the training data."""
-    num_candidates: int = Field(default=10, alias="k")
+    num_candidates: int = Field(default=10, alias="k", ge=0, lt=1 << 32)
     """Number of candidates."""
     address: str = DEFAULT_ADDRESS
     """host:port of the server."""

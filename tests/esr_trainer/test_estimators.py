@@ -1,0 +1,123 @@
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from esr_trainer.estimators import ESTIMATORS
+from esr_trainer.policy import expert_of_position
+
+V_FAMILY = ("v", "v-swr")
+
+
+def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+
+
+def ordered_sets(num_items: int, num_candidates: int) -> Tensor:
+    return torch.tensor(list(permutations(range(num_items), num_candidates)))
+
+
+def log_probability_by_hand(logits: Tensor, candidates: list[int]) -> float:
+    """Position after position: softmax over the items that are left, of the position's expert. logits (M, N)."""
+    total = 0.0
+    for position, expert in enumerate(expert_of_position(len(candidates), len(logits))):
+        left = [item for item in range(logits.shape[1]) if item not in candidates[:position]]
+        total += float(logits[expert, candidates[position]] - logits[expert, left].logsumexp(0))
+    return total
+
+
+@pytest.mark.parametrize("name", ["v", "v_swr", "ca", "ca_swr"])
+@pytest.mark.parametrize("case", ["single_k5_l1", "single_k10_l3", "moe3_k7_l2", "moe5_k10_l5", "single_k50_l5"])
+def test_golden_log_probabilities_and_gradients(shared: Path, case: str, name: str) -> None:
+    with np.load(shared / "golden" / "estimators.npz") as golden:
+        if f"{case}/{name}/log_prob" not in golden:
+            assert (case[:3], name) == ("moe", "ca_swr"), "only ca-swr over several experts has no published number"
+            return
+        logits = torch.tensor(golden[f"{case}/logits"]).transpose(0, 1).clone().requires_grad_()
+        slate, candidates = torch.tensor(golden[f"{case}/slate"]), torch.tensor(golden[f"{case}/candidates"])
+        expected = torch.tensor(golden[f"{case}/{name}/log_prob"]).reshape(len(slate), -1).expand(slate.shape)
+        log_prob = ESTIMATORS[name.replace("_", "-")](logits, slate, candidates)
+        loss = -(torch.tensor(golden[f"{case}/reward"]) * log_prob).mean()
+        loss.backward()
+        assert logits.grad is not None
+        torch.testing.assert_close(log_prob, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(loss.item(), float(golden[f"{case}/{name}/loss"]), rtol=0, atol=1e-6)
+        gradient = torch.tensor(golden[f"{case}/{name}/grad_logits"]).transpose(0, 1)
+        torch.testing.assert_close(logits.grad, gradient, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_experts", [1, 2, 3])
+def test_v_is_the_probability_of_the_ordered_candidates(num_experts: int) -> None:
+    sets = ordered_sets(6, 3)
+    logits = normal(1, num_experts, 6).expand(len(sets), -1, -1)
+    log_prob = ESTIMATORS["v"](logits, sets[:, :1], sets)[:, 0]
+    assert log_prob.exp().sum().item() == pytest.approx(1, abs=1e-12)
+    by_hand = [log_probability_by_hand(logits[0], candidates) for candidates in sets.tolist()]
+    torch.testing.assert_close(log_prob, torch.tensor(by_hand, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_ca_on_three_items_by_hand() -> None:
+    # Weights 1, 2, 4, K = 2, one expert. Without item 0 the greedy positions are 2, 1. So item 0 is taken at position 1
+    # with p = 1/7, and at position 2 (item 2 is gone) with p = 1/3: pi(0) = 1 - 6/7 * 2/3 = 3/7.
+    # Item 2 in its own place is replaced by item 0: S = (0, 1), p = 4/7 then 4/6: pi(2) = 1 - 3/7 * 1/3 = 6/7.
+    logits = torch.tensor([[[1.0, 2.0, 4.0]]], dtype=torch.float64).log()
+    pi = ESTIMATORS["ca"](logits, torch.tensor([[0, 2]]), torch.tensor([[2, 1]])).exp()
+    torch.testing.assert_close(pi, torch.tensor([[3 / 7, 6 / 7]], dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_ca_swr_is_the_expected_share_of_draws() -> None:
+    # K = 3 over two experts: quotas 2 and 1. Expert 1 gives the item 1/4, expert 2 1/2: 2/3 * 1/4 + 1/3 * 1/2 = 1/3.
+    logits = torch.tensor([[[1.0, 1.0, 2.0], [1.0, 0.5, 0.5]]], dtype=torch.float64).log()
+    pi = ESTIMATORS["ca-swr"](logits, torch.tensor([[0]]), torch.tensor([[0, 1, 2]])).exp()
+    assert pi.item() == pytest.approx(1 / 3, abs=1e-12)
+
+
+def test_one_position_and_one_expert_make_all_equal() -> None:
+    logits, items = normal(4, 1, 7), torch.tensor([[0], [3], [6], [2]])
+    expected = logits[:, 0].log_softmax(1).gather(1, items)
+    for name, estimator in ESTIMATORS.items():
+        torch.testing.assert_close(estimator(logits, items, items), expected, rtol=0, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+def test_shape_and_gradient_with_more_experts_than_positions(name: str) -> None:
+    logits = normal(2, 5, 8).requires_grad_()
+    candidates = torch.tensor([[4, 1, 0], [7, 2, 3]])
+    log_prob = ESTIMATORS[name](logits, candidates[:, :2], candidates)
+    assert log_prob.shape == (2, 2)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), logits)
+    assert gradient.isfinite().all()
+    assert (gradient[:, 3:] == 0).all(), "an expert without a position learns nothing"
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+@pytest.mark.parametrize("num_candidates", [1, 3, 7, 8])
+@pytest.mark.parametrize("lead", [0.0, 18.0, 80.0, 160.0])
+def test_finite_whatever_the_lead(name: str, num_candidates: int, lead: float) -> None:
+    # float32, ties everywhere but for one item that leads; shown once as the leader, once as the last.
+    logits = torch.full((2, 2, 8), -80.0)
+    logits[:, :, 3] += lead
+    logits.requires_grad_()
+    others = torch.tensor([0, 1, 2, 4, 5, 6, 7])
+    with_leader = torch.cat([torch.tensor([3]), others])[:num_candidates]
+    without = torch.cat([others, torch.tensor([3])])[:num_candidates]
+    candidates = torch.stack([with_leader, without])
+    log_prob = ESTIMATORS[name](logits, candidates[:, :1], candidates)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), logits)
+    assert log_prob.isfinite().all()
+    assert (log_prob <= 0).all()
+    assert gradient.isfinite().all()
+    exact = ESTIMATORS[name](logits.detach().double(), candidates[:, :1], candidates)
+    torch.testing.assert_close(log_prob.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+def test_ca_of_an_item_that_is_sure_to_be_in_is_one_with_gradient_zero() -> None:
+    logits = normal(1, 2, 5).requires_grad_()
+    everything = torch.tensor([[4, 2, 0, 1, 3]])
+    log_prob = ESTIMATORS["ca"](logits, everything, everything)
+    (gradient,) = torch.autograd.grad(log_prob.sum(), logits)
+    assert (log_prob == 0).all()
+    assert (gradient == 0).all()

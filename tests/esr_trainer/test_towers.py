@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from esr_trainer.command_line import UsageError
+from esr_trainer.features import id_features, load_features, read_features, save_features
+from esr_trainer.towers import EarlyStageRanker
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_features_of_a_csv(tmp_path: Path) -> None:
+    path = write(tmp_path / "items.csv", 'video_id,feat,kind\n3,"[27, 9]",red\n1,[8],blue\n9,[1],green\n')
+    features = read_features(("1", "2", "3"), path)
+    assert features.vocabularies == {"id": ("1", "2", "3"), "feat": ("27", "8", "9"), "kind": ("blue", "red")}
+    assert features.bags["feat"].tolist() == [[1, -1], [-1, -1], [0, 2]]
+    assert features.bags["kind"].tolist() == [[0], [-1], [1]]
+    save_features(features, tmp_path, "item")
+    loaded = load_features(tmp_path, "item")
+    assert loaded.vocabularies == features.vocabularies
+    assert all((loaded.bags[name] == features.bags[name]).all() for name in features.bags)
+
+
+def test_a_column_of_many_values_is_left_out_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = tuple(map(str, range(600)))
+    path = write(tmp_path / "users.csv", "user_id,age,kind\n" + "".join(f"{i},{i},{i % 2}\n" for i in range(600)))
+    assert list(read_features(ids, path).bags) == ["id", "kind"]
+    assert "feature age of users.csv left out: 600 distinct values (at most 500)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["user_id,x\n1,a\n1,b\n", "user_id,x\n7,a\n", ""])
+def test_unusable_features_are_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="features"):
+        read_features(("1", "2"), write(tmp_path / "users.csv", text))
+
+
+def test_a_tower_sums_the_features_means(tmp_path: Path) -> None:
+    path = write(tmp_path / "items.csv", 'id_column,feat\n3,"[27, 9]"\n1,[8]\n')
+    policy = EarlyStageRanker(id_features(("x",)), read_features(("1", "2", "3"), path), num_experts=2, dimension=3)
+    policy.initialise(1.0, torch.Generator().manual_seed(0))
+    tables = policy.item_tower.weights()
+    ids, feat = tables["id"].view(3, 2, 3), tables["feat"].view(3, 2, 3)  # values 27, 8, 9
+    expected = torch.stack([ids[0] + feat[1], ids[1], ids[2] + (feat[0] + feat[2]) / 2])
+    torch.testing.assert_close(policy.item_tower(torch.arange(3)), expected)
+
+
+def test_logits_are_inner_products_over_temperature() -> None:
+    policy = EarlyStageRanker(id_features(("x", "y")), id_features(("a", "b", "c")), 2, 4, temperature=0.5)
+    policy.initialise(1.0, torch.Generator().manual_seed(0))
+    user = policy.context_tower(torch.tensor([1, 0, 1]))
+    item = policy.item_tower(torch.arange(3))
+    torch.testing.assert_close(policy(torch.tensor([1, 0, 1])), torch.einsum("bmd,nmd->bmn", user, item) / 0.5)
+
+
+def test_initial_tables_have_the_asked_deviation() -> None:
+    policy = EarlyStageRanker(id_features(tuple(map(str, range(5000)))), id_features(("a", "b")), 2, 4)
+    policy.initialise(0.1, torch.Generator().manual_seed(0))
+    assert float(policy.context_tower.weights()["id"].detach().std()) == pytest.approx(0.1, rel=0.02)

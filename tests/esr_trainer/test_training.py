@@ -1,0 +1,218 @@
+"""Runs, checkpoints and the command line of the trainer."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from esr_trainer.__main__ import command_line
+from esr_trainer.checkpoint import Checkpoint, checkpoints
+from esr_trainer.command_line import UsageError
+from esr_trainer.config import TrainConfig
+from esr_trainer.estimators import ESTIMATORS
+from esr_trainer.training import NonFiniteLossError, prepare, train
+from tests.conftest import ROOT, last_json, run_module
+
+SMALL = ["--environment", "synthetic", "--candidates", "10", "--experts", "2"]
+
+
+def run(out: Path, *options: str) -> Path:
+    assert command_line([*SMALL, *options, "--out", str(out)]) == 0
+    return out
+
+
+def same_checkpoint(one: Path, other: Path) -> None:
+    for name in ("policy", "optimizer", "generator"):
+        first, second = (load_file(Checkpoint(run).directory / f"{name}.safetensors") for run in (one, other))
+        assert first.keys() == second.keys()
+        for key, tensor in first.items():
+            assert torch.equal(tensor, second[key]), f"{name}: {key}"
+
+
+@pytest.mark.parametrize("estimator", sorted(ESTIMATORS))
+def test_every_estimator_learns(estimator: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # One popular list is worth about 5.5 here, random candidates about 5.0.
+    run(tmp_path / "run", "--estimator", estimator, "--steps", "200", "--learning-rate", "0.03", "--json")
+    result = last_json(capsys.readouterr().out)
+    assert result["policy_value"] > result["initial_policy_value"] + 0.1
+    assert result["steps"] == 200
+    assert result["steps_per_second"] > 0
+    assert Path(result["checkpoint"]).is_dir()
+    assert result["uniform_policy_value"] < result["popularity_policy_value"] < result["optimal_policy_value"]
+
+
+def test_output_for_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path / "run", "--steps", "3")
+    out, err = capsys.readouterr()
+    for word in ("uniform", "popularity", "before training", "after training", "optimum", "checkpoint:", "next:"):
+        assert word in out
+    assert "world: synthetic world" in err
+    assert "step/s" in err
+
+
+def test_seed_decides_everything(tmp_path: Path) -> None:
+    one, again = (run(tmp_path / name, "--steps", "20", "--seed", "7") for name in ("one", "again"))
+    same_checkpoint(one, again)
+    other = run(tmp_path / "other", "--steps", "20", "--seed", "8")
+    with pytest.raises(AssertionError):
+        same_checkpoint(one, other)
+
+
+def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", "--steps", "40", "--seed", "7", "--checkpoint-every", "15")
+    halves = run(tmp_path / "halves", "--steps", "25", "--seed", "7", "--checkpoint-every", "15")
+    run(halves, "--steps", "40", "--seed", "7", "--checkpoint-every", "15")
+    same_checkpoint(whole, halves)
+    assert Checkpoint(whole).description.metrics == Checkpoint(halves).description.metrics
+
+
+def test_killed_runs_resume_bit_for_bit(tmp_path: Path) -> None:
+    options = ["--steps", "120", "--checkpoint-every", "20", "--evaluate-every", "20"]
+    whole = run(tmp_path / "whole", *options)
+    killed = tmp_path / "killed"
+    command = [sys.executable, "-m", "esr_trainer", *SMALL, *options, "--out", str(killed)]
+    for wanted in (1, 3):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (not checkpoints(killed) or int(checkpoints(killed)[-1].name) < wanted * 20):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the run was killed before it ended"
+    run(killed, *options)
+    same_checkpoint(whole, killed)
+    assert not list((killed / "checkpoints").glob(".*")), "what the killed process left unfinished is gone"
+
+
+def test_sigterm_saves_and_ends_well(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "esr_trainer", *SMALL, "--steps", "1000000", "--out", str(out), "--json"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not checkpoints(out):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert Checkpoint(out).description.step == last_json(stdout)["steps"] < 1_000_000
+    assert "go on with the same options" in stderr
+
+
+def test_only_the_last_and_the_best_checkpoint_are_kept(tmp_path: Path) -> None:
+    out = run(tmp_path / "run", "--steps", "50", "--checkpoint-every", "10", "--evaluate-every", "10")
+    assert 1 <= len(checkpoints(out)) <= 2
+    assert checkpoints(out)[-1].name == "00000050"
+
+
+def test_yaml_is_below_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("environment: synthetic\nsteps: 9\ncandidates: 7\n")
+    assert command_line(["--steps", "2", "--config", str(path), "--out", str(tmp_path / "run"), "--json"]) == 0
+    assert last_json(capsys.readouterr().out)["steps"] == 2
+    assert Checkpoint(tmp_path / "run").config.candidates == 7
+
+
+def test_default_run_directories_are_numbered(tmp_path: Path) -> None:
+    for expected in ("1", "2"):
+        done = run_module("esr_trainer", *SMALL, "--steps", "1", "--json", cwd=tmp_path, env=environment())
+        assert Path(last_json(done.stdout)["run"]) == Path("runs") / expected
+        assert done.returncode == 0
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--estimator", "foo"], "estimator (foo)"),
+        (["--candidates", "1001", "--environment", "synthetic"], "candidates (1001) exceeds the data's 1000 items"),
+        (["--candidates", "3", "--slate", "4"], "slate (4) exceeds candidates (3)"),
+        (["--steps", "0"], "steps (0)"),
+        (["--steps", "many"], "steps (many)"),
+        (["--learning-rate", "-1"], "learning_rate (-1)"),
+        (["--wrong", "1"], "--wrong"),
+        (["--data", "missing.npz"], "data (missing.npz) is not a file"),
+        (["--config", "missing.yaml"], "config (missing.yaml)"),
+        (["--item-features", "missing.csv"], "features (missing.csv) is not a file"),
+        (["--data", "pyproject.toml"], "data (pyproject.toml)"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    options: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[[int], str]
+) -> None:
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    monkeypatch.chdir(tmp_path)
+    assert says in refused(command_line(options))
+    assert [path.name for path in tmp_path.iterdir()] == ["pyproject.toml"]
+
+
+@pytest.mark.parametrize("text", ["steps: [1", "- steps", "unknown: 1", "steps: -1"])
+def test_a_bad_configuration_file_is_one_line(text: str, tmp_path: Path, refused: Callable[[int], str]) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    refused(command_line(["--config", str(path)]))
+
+
+def test_a_directory_of_another_configuration_is_refused(tmp_path: Path, refused: Callable[[int], str]) -> None:
+    out = run(tmp_path / "run", "--steps", "3")
+    assert "seed 0, not 5" in refused(command_line([*SMALL, "--steps", "3", "--seed", "5", "--out", str(out)]))
+    assert "steps (2)" in refused(command_line([*SMALL, "--steps", "2", "--out", str(out)]))
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "is not empty and holds no run" in refused(command_line([*SMALL, "--out", str(tmp_path)]))
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "description"])
+def test_a_damaged_checkpoint_is_refused(damage: str, tmp_path: Path) -> None:
+    out = run(tmp_path / "run", "--steps", "3")
+    path = checkpoints(out)[-1] / ("checkpoint.json" if damage == "description" else "policy.safetensors")
+    content = bytearray(path.read_bytes())
+    if damage == "remove":
+        path.unlink()
+    elif damage == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[:100])
+    with pytest.raises(UsageError, match=r"checkpoint \("):
+        Checkpoint(out)
+
+
+def test_a_checkpoint_holds_no_pickle(tmp_path: Path) -> None:
+    directory = checkpoints(run(tmp_path / "run", "--steps", "3"))[-1]
+    assert {path.suffix for path in directory.iterdir()} == {".json", ".npz", ".safetensors"}
+    for path in directory.glob("*.npz"):
+        with np.load(path, allow_pickle=False) as archive:
+            assert all(archive[name].dtype == np.int64 for name in archive.files)
+    assert json.loads((directory / "checkpoint.json").read_text())["schema_version"] == 1
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_last_good_checkpoint(tmp_path: Path) -> None:
+    config = TrainConfig(environment="synthetic", candidates=5, experts=1, steps=10, checkpoint_every=2)
+    trainer, directory = prepare(config, tmp_path / "run")
+
+    def break_world(trainer_: object) -> None:
+        if trainer.step == 5:
+            trainer.world.expected_reward.fill_(float("nan"))
+
+    with pytest.raises(NonFiniteLossError, match=r"step 6: loss of estimator top1 is nan; last good .*00000004"):
+        train(trainer, directory, break_world, lambda: False)
+
+
+def test_features_train_and_resume(shared: Path, tmp_path: Path) -> None:
+    kuairec = shared / "data" / "kuairec"
+    options = ["--data", str(kuairec / "small_matrix_gt2.npz"), "--experts", "2", "--candidates", "10"]
+    options += ["--context-features", str(kuairec / "user_features.csv")]
+    options += ["--item-features", str(kuairec / "item_categories.csv"), "--out", str(tmp_path / "run")]
+    assert command_line([*options, "--steps", "2"]) == 0
+    assert command_line([*options, "--steps", "4"]) == 0
+    policy = Checkpoint(tmp_path / "run").policy()
+    assert "user_active_degree" in policy.context_tower.features.bags
+    assert policy.item_tower.features.bags["feat"].shape == (3327, 4)

@@ -1,0 +1,127 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+
+from esr_trainer.checkpoint import Checkpoint, checkpoints
+from esr_trainer.command_line import UsageError, main
+from esr_trainer.features import id_features, read_features
+from esr_trainer.policy import greedy_candidates
+from esr_trainer.towers import EarlyStageRanker
+from esr_trainer.whole_directory import TEMPORARY, sha256
+from serving import export as exporting
+from serving.__main__ import Serving
+from serving.bundle import REQUIRED
+from serving.export import ExportedTower, export, greedy_regret, write_tower
+from serving.retriever import Retriever
+
+
+def test_a_bundle_is_whole(bundles: Path, trained_run: Path) -> None:
+    directory = bundles / "1"
+    manifest = json.loads((directory / "manifest.json").read_text())
+    assert {path.name for path in directory.iterdir()} == {*manifest["files"], "manifest.json"}
+    assert set(REQUIRED) <= manifest["files"].keys()
+    for name, file in manifest["files"].items():
+        assert file == {"sha256": sha256(directory / name), "size": (directory / name).stat().st_size}
+    assert (manifest["num_experts"], manifest["num_candidates"], manifest["quotas"]) == (3, 10, [4, 3, 3])
+    card = (directory / "MODEL_CARD.md").read_text()
+    assert f"{Checkpoint(trained_run).description.metrics['policy_value']:.4f}" in card
+
+
+@pytest.mark.parametrize("num_candidates", [1, 2, 10, 999, 1000])
+def test_served_candidates_are_the_policys_position_by_position(
+    num_candidates: int, bundles: Path, trained_run: Path
+) -> None:
+    retriever = Retriever.open(bundles)
+    rows = np.arange(200)
+    served, scores, _ = retriever.pick(retriever.embed(rows), num_candidates)
+    policy = Checkpoint(trained_run).policy().double()
+    with torch.no_grad():
+        logits = policy(torch.from_numpy(rows))
+    assert float(greedy_regret(logits, torch.from_numpy(served)).max()) < 1e-5
+    trained = greedy_candidates(logits, num_candidates)
+    if num_candidates <= 10:  # float32 may swap ties further down
+        assert (trained.numpy() == served).mean() > 0.99
+    assert all(len(set(row)) == num_candidates for row in served.tolist())
+    assert scores.dtype == np.float32
+
+
+def test_contexts_of_other_rows_are_answered_otherwise(bundles: Path) -> None:
+    retriever = Retriever.open(bundles)
+    first, second = (retriever.retrieve(context_id, 10).item_ids for context_id in ("3", "4"))
+    assert first != second
+
+
+def test_regret_sees_a_pick_that_is_not_greedy() -> None:
+    logits = torch.tensor([[[3.0, 2, 1, 0], [0, 1, 2, 3]]], dtype=torch.float64)
+    assert greedy_regret(logits, torch.tensor([[0, 3]])).tolist() == [[0, 0]]
+    assert greedy_regret(logits, torch.tensor([[1, 3]])).tolist() == [[1, 0]]
+    assert greedy_regret(logits, torch.tensor([[0, 2]])).tolist() == [[0, 1]]
+
+
+def test_exported_towers_with_features_give_torchs_embeddings(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text('video_id,feat\n0,"[27, 9]"\n1,[8]\n3,"[8, 9, 27]"\n')
+    items = read_features(("0", "1", "2", "3"), path)
+    policy = EarlyStageRanker(id_features(("x", "y", "z")), items, 2, 3, temperature=0.5)
+    policy.initialise(1.0, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for tower, scale in ((policy.item_tower, 1.0), (policy.context_tower, 2.0)):
+            write_tower(tmp_path / "tower.onnx", ExportedTower(tower, scale), tower.features)
+            session = ort.InferenceSession(tmp_path / "tower.onnx")
+            for rows in ([0], [2, 0, 1], [1, 1]):
+                bags = {name: values[rows] for name, values in tower.features.bags.items()}
+                expected = scale * tower(torch.tensor(rows)).numpy()
+                np.testing.assert_allclose(session.run(None, bags)[0], expected, rtol=0, atol=1e-6)
+
+
+def test_an_unknown_id_is_an_empty_bag(tmp_path: Path) -> None:
+    path = tmp_path / "items.csv"
+    path.write_text("video_id,kind\n0,red\n1,blue\n")
+    tower = EarlyStageRanker(id_features(("x",)), read_features(("0", "1"), path), 1, 3).item_tower
+    write_tower(tmp_path / "tower.onnx", ExportedTower(tower), tower.features)
+    session = ort.InferenceSession(tmp_path / "tower.onnx")
+    found = session.run(None, {"id": np.array([[-1]]), "kind": np.array([[1]])})[0]
+    np.testing.assert_allclose(found[0, 0], tower.weights()["kind"][1].detach().numpy(), rtol=0, atol=1e-6)
+
+
+def test_nothing_is_published_when_what_is_served_is_not_what_was_trained(
+    trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_other_index(path: Path, policy: EarlyStageRanker) -> None:
+        with torch.no_grad():
+            for table in policy.item_tower.parameters():
+                table.mul_(-1)
+            write_index(path, policy)
+            for table in policy.item_tower.parameters():
+                table.mul_(-1)
+
+    write_index = exporting.write_index
+    monkeypatch.setattr(exporting, "write_index", write_other_index)
+    with pytest.raises(Exception, match="golden queries"):
+        export(trained_run, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_versions_count_up_and_leftovers_go(trained_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / f"{TEMPORARY}3-1").mkdir()
+    assert export(trained_run, tmp_path) == tmp_path / "8"
+    assert {path.name for path in tmp_path.iterdir()} == {"7", "8"}
+
+
+def test_a_checkpoint_directory_can_be_exported(trained_run: Path, tmp_path: Path) -> None:
+    assert export(checkpoints(trained_run)[0], tmp_path / "new" / "root").name == "1"
+
+
+def test_bad_runs_are_one_line(tmp_path: Path, trained_run: Path, refused: Callable[[int], str]) -> None:
+    def command(*arguments: object) -> int:
+        return main(Serving, "python -m serving", ["export", *map(str, arguments)], refusals=(UsageError,))
+
+    assert "holds no checkpoint" in refused(command(tmp_path))
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refused(command(trained_run, "--out", tmp_path / "file"))

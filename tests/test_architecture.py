@@ -1,0 +1,57 @@
+"""Which room may enter which (DESIGN: one direction)."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+ROOMS = ("esr_trainer", "serving", "offline_eval")
+TORCH_FREE = ("esr_trainer.command_line",)
+"""What the serving path may take from the trainer's room."""
+
+MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py") if "wire" not in path.parts)
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def inside(names: set[str], room: str) -> set[str]:
+    return {name for name in names if name.split(".")[0] == room}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rooms(path: Path) -> None:
+    names = imports(path)
+    room = path.relative_to(ROOT).parts[0]
+    if room == "esr_trainer":
+        assert not inside(names, "serving")
+        assert not inside(names, "offline_eval")
+    if room == "serving":
+        assert not inside(names, "offline_eval")
+        if path.stem != "export":
+            assert not inside(names, "torch")
+            taken = {name for name in inside(names, "esr_trainer") if not name.startswith(TORCH_FREE)}
+            assert not taken
+            assert path.stem == "__main__" or not inside(names, "esr_trainer")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_unpickles(path: Path) -> None:
+    names = imports(path)
+    assert not names & {"pickle", "dill", "joblib", "shelve", "marshal"}
+    text = path.read_text()
+    assert "torch.load(" not in text
+    assert "allow_pickle=True" not in text
+
+
+def test_no_module_without_a_subject() -> None:
+    assert not {path.stem for path in MODULES} & {"utils", "common", "helpers", "base", "types", "misc"}
