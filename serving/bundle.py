@@ -27,7 +27,7 @@ MAX_MANIFEST_BYTES = 1 << 20
 USER_TOWER = "user_tower.onnx"
 """int64 bags, one (B, P) input per context feature, -1 pads -> embeddings / temperature, (B, M, D) float32."""
 ITEM_TOWER = "item_tower.onnx"
-"""int64 bags, one (B, P) input per item feature, -1 pads -> embeddings, (B, M, D) float32; a server only verifies it."""
+"""int64 bags, one (B, P) input per item feature, -1 pads -> embeddings, (B, M, D) float32; only hashed by a server."""
 INDEX = "items.faiss"
 """Inner-product index of M * N vectors of D: expert m's vector of item i is number m * N + i."""
 ITEM_IDS = "item_ids.npy"

@@ -1,6 +1,5 @@
 """A real server process, called over the wire."""
 
-import json
 import signal
 import sys
 from collections.abc import Callable
@@ -124,15 +123,13 @@ def test_the_client_prints_the_candidates(server: str, capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     result = last_json(out)
     assert len(result["item_ids"]) == 4
-    assert all(
-        item in out.splitlines()[-6 + position] or item in out for position, item in enumerate(result["item_ids"])
-    )
+    for position, item in enumerate(result["item_ids"], start=1):
+        assert any(f" {position} " in line and f" {item} " in line for line in out.splitlines()[:-1])
 
 
 def test_the_clients_errors_are_one_line(server: str, refused: Callable[[int], str]) -> None:
     assert "NOT_FOUND" in refused(command("retrieve", "--context-id", "nobody", "--address", server))
     assert "INVALID_ARGUMENT" in refused(command("retrieve", "--context-id", "5", "-k", "0", "--address", server))
     assert "UNAVAILABLE" in refused(command("retrieve", "--context-id", "5", "--address", "127.0.0.1:1"))
-    assert "num_candidates" in refused(command("retrieve", "--context-id", "5", "-k", "-1", "--address", server))
+    assert "k (-1)" in refused(command("retrieve", "--context-id", "5", "-k", "-1", "--address", server))
     assert "--context-id" in refused(command("retrieve"))
-    assert json.dumps(server)
