@@ -7,7 +7,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from esr_trainer.command_line import Options
 
-EstimatorName = Literal["top1", "ca", "ca-swr", "v-swr", "v"]
+EstimatorName = Literal["top1", "ca", "ca-swr", "ca-poisson", "v-swr", "v"]
 EnvironmentName = Literal["kuairec", "synthetic"]
 LateStageRankerName = Literal["optimal", "noisy", "uniform", "anti"]
 SlotWeightsName = Literal["sum", "mean", "dcg"]

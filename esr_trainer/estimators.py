@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
+from esr_trainer.inclusion import log_arrival_probability, log_stopping_times
 from esr_trainer.policy import expert_of_position, quotas
 
 Estimator = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -75,19 +77,14 @@ def ca(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
     Returns:
         (B, L).
     """
-    num_slots, num_candidates = slate.shape[1], candidates.shape[1]
-    batch, num_experts, num_items = logits.shape
-    if num_candidates == num_items:
+    num_candidates = candidates.shape[1]
+    if num_candidates == logits.shape[2]:
         return gather_items(logits, slate).sum(dim=1) * 0.0  # sure to be in: log 1, gradient 0
-    expert = torch.tensor(expert_of_position(num_candidates, num_experts), device=logits.device)
-    rivals = logits[:, None].expand(-1, num_slots, -1, -1)  # (B, L, M, N): the catalogue without each slot's item
-    rivals = rivals.scatter(3, slate[:, :, None, None].expand(-1, -1, num_experts, 1), -torch.inf).flatten(0, 1)
-    greedy = greedy_without(logits, slate, num_candidates).flatten(0, 1)  # (B*L, K)
-    normalisers = left_normalisers(rivals, greedy)  # (B*L, M, K)
-    without = normalisers.gather(1, expert.expand(len(rivals), 1, -1)).view(batch, num_slots, num_candidates)
+    normalisers = one_expert_normalisers if logits.shape[1] == 1 else mixture_normalisers
+    expert = torch.tensor(expert_of_position(num_candidates, logits.shape[1]), device=logits.device)
     item = gather_items(logits, slate)[:, expert].transpose(1, 2)  # (B, L, K)
-    log_taken = torch.nn.functional.logsigmoid(item - without)
-    log_passed = torch.nn.functional.logsigmoid(without - item)
+    lead = item - normalisers(logits, slate, num_candidates)
+    log_taken, log_passed = logsigmoid(lead), logsigmoid(-lead)
     passed_before = log_passed.cumsum(dim=2) - log_passed
     return (log_taken + passed_before).logsumexp(dim=2).clamp(max=0)
 
@@ -110,6 +107,28 @@ def ca_swr(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
     active = logits[:, : len(shares)]
     log_softmax = gather_items(active, slate) - active.logsumexp(dim=2, keepdim=True)  # (B, M, L)
     return (log_softmax + log_share[:, None]).logsumexp(dim=1).clamp(max=0)
+
+
+def ca_poisson(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
+    """CA-PG in closed form: the item's inclusion probability when the races for the positions stop at fixed times.
+
+    log pi(a) = log(1 - exp(-sum_m e^f^m(a) tau_m)) with sum_a pi(a) = K; see `esr_trainer.inclusion`. For one expert
+    the score function is (s_a / pi_a) (e_a - q), s = z e^-z, q = s / sum s: no push on items that are sure to be in,
+    and a baseline that sits on the items at the margin.
+
+    Args:
+        logits: (B, M, N).
+        slate: (B, L), items.
+        candidates: (B, K); only its number of positions is used.
+
+    Returns:
+        (B, L).
+    """
+    if candidates.shape[1] == logits.shape[2]:
+        return gather_items(logits, slate).sum(dim=1) * 0.0
+    log_times = log_stopping_times(logits, candidates.shape[1])
+    exposure = gather_items(logits[:, : log_times.shape[1]], slate).double() + log_times[:, :, None]
+    return log_arrival_probability(exposure.logsumexp(dim=1)).to(logits.dtype)
 
 
 def gather_items(logits: Tensor, items: Tensor) -> Tensor:
@@ -137,6 +156,51 @@ def left_normalisers(logits: Tensor, taken: Tensor) -> Tensor:
     return chain.logcumsumexp(dim=2).flip(2)
 
 
+def one_expert_normalisers(logits: Tensor, slate: Tensor, num_candidates: int) -> Tensor:
+    """W_k of `ca` for one expert: what is left at each position without the slot's item, in log space.
+
+    All slots share one top K + 1: without an item of it the others are the greedy positions, in the published order
+    (the next item takes its place), and the rest of the catalogue is left in the end. An item outside it has a logit no
+    larger than the (K+1)-th, so taking it off what is left is exact: at most half goes.
+
+    Args:
+        logits: (B, 1, N), with K < N.
+        slate: (B, L), items.
+        num_candidates: K.
+
+    Returns:
+        (B, L, K).
+    """
+    flat = logits[:, 0]
+    best = flat.detach().topk(num_candidates + 1).indices
+    value = flat.gather(1, best)[:, None]  # (B, 1, K + 1)
+    is_item = best[:, None] == slate[:, :, None]  # (B, L, K + 1)
+    greedy = torch.where(is_item[..., :-1], value[..., -1:], value[..., :-1]).flip(2)
+    if num_candidates + 1 == logits.shape[2]:
+        return greedy.logcumsumexp(dim=2).flip(2)
+    rest = flat.scatter(1, best, -torch.inf).logsumexp(dim=1, keepdim=True)
+    left = torch.logaddexp(rest, value[:, 0, -1:])
+    among_best = is_item.any(dim=2)
+    share = (flat.gather(1, slate) - left).masked_fill(among_best, -torch.inf).exp()
+    outside = torch.where(among_best, rest, left + torch.log1p(-share))
+    return torch.cat([outside[..., None], greedy], dim=2).logcumsumexp(dim=2)[..., 1:].flip(2)
+
+
+def mixture_normalisers(logits: Tensor, slate: Tensor, num_candidates: int) -> Tensor:
+    """W_k of `ca` for several experts: (B, M, N), (B, L) -> (B, L, K), of each position's expert.
+
+    What earlier experts take depends on the slot's item, so every slot has a catalogue of its own.
+    """
+    batch, num_experts, _ = logits.shape
+    num_slots = slate.shape[1]
+    rivals = logits[:, None].expand(-1, num_slots, -1, -1)
+    rivals = rivals.scatter(3, slate[:, :, None, None].expand(-1, -1, num_experts, 1), -torch.inf).flatten(0, 1)
+    taken = greedy_without(logits, slate, num_candidates).flatten(0, 1)  # (B * L, K)
+    expert = torch.tensor(expert_of_position(num_candidates, num_experts), device=logits.device)
+    normalisers = left_normalisers(rivals, taken)  # (B * L, M, K)
+    return normalisers.gather(1, expert.expand(len(rivals), 1, -1)).view(batch, num_slots, num_candidates)
+
+
 def greedy_without(logits: Tensor, slate: Tensor, num_candidates: int) -> Tensor:
     """The greedy candidates with each slot's item replaced by its expert's next item, in the same place.
 
@@ -162,4 +226,11 @@ def greedy_without(logits: Tensor, slate: Tensor, num_candidates: int) -> Tensor
     return picks
 
 
-ESTIMATORS: Mapping[str, Estimator] = {"v": v, "v-swr": v_swr, "ca": ca, "ca-swr": ca_swr, "top1": ca_swr}
+ESTIMATORS: Mapping[str, Estimator] = {
+    "v": v,
+    "v-swr": v_swr,
+    "ca": ca,
+    "ca-swr": ca_swr,
+    "top1": ca_swr,
+    "ca-poisson": ca_poisson,
+}

@@ -64,4 +64,5 @@ def sample_candidates(logits: Tensor, num_candidates: int, generator: torch.Gene
         Items, (B, K), in the order of the positions.
     """
     logits = logits.detach()
-    return greedy_candidates(gumbel(logits.shape, logits, generator).add_(logits), num_candidates)
+    noise = gumbel(logits.shape, logits, generator)
+    return greedy_candidates(noise.add_(logits), num_candidates)

@@ -9,7 +9,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from esr_trainer.features import Features
+from esr_trainer.features import ID, Features
 
 logging.getLogger("torch.fx._symbolic_trace").setLevel(
     logging.ERROR
@@ -44,8 +44,17 @@ class Tower(nn.Module):
             ]
         )
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Embeddings of some rows: (B,) -> (B, M, D)."""
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        """Embeddings of some rows, or of all: (B,) -> (B, M, D).
+
+        With ids alone a row's embedding is its table row: it is read directly, since the collection's bookkeeping would
+        cost as much as the rest of a step.
+        """
+        if list(self.features.bags) == [ID]:
+            table = self.weights()[ID]
+            return (table if rows is None else table.index_select(0, rows)).view(-1, *self.shape[1:])
+        if rows is None:
+            rows = torch.arange(len(self.features.ids))
         pooled: Tensor = self.tables(jagged(self.features, rows)).values()
         return pooled.view(-1, *self.shape).sum(dim=1)
 
@@ -64,7 +73,6 @@ class EarlyStageRanker(nn.Module):
         self.context_tower = Tower(contexts, num_experts, dimension)
         self.item_tower = Tower(items, num_experts, dimension)
         self.temperature = temperature
-        self.register_buffer("catalogue", torch.arange(len(items.ids)), persistent=False)
 
     def initialise(self, std: float, generator: torch.Generator) -> None:
         """Draw every table from N(0, std^2)."""
@@ -75,7 +83,7 @@ class EarlyStageRanker(nn.Module):
     def forward(self, contexts: Tensor) -> Tensor:
         """Logits of the whole catalogue: rows (B,) -> (B, M, N)."""
         context = self.context_tower(contexts).transpose(0, 1) / self.temperature  # (M, B, D)
-        item = self.item_tower(self.catalogue).permute(1, 2, 0)  # (M, D, N)
+        item = self.item_tower().permute(1, 2, 0)  # (M, D, N)
         return torch.bmm(context, item).transpose(0, 1)
 
 

@@ -112,7 +112,7 @@ def write_tower(path: Path, tower: ExportedTower, features: Features) -> None:
 
 def write_index(path: Path, policy: EarlyStageRanker) -> None:
     """Write the exact inner-product index: all items under expert 0, then under expert 1, and so on."""
-    embeddings = policy.item_tower(policy.catalogue).transpose(0, 1).flatten(0, 1)  # (M * N, D)
+    embeddings = policy.item_tower().transpose(0, 1).flatten(0, 1)  # (M * N, D)
     index = faiss.IndexFlatIP(embeddings.shape[1])
     index.add(embeddings.contiguous().numpy())
     faiss.write_index(index, str(path))

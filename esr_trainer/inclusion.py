@@ -1,0 +1,271 @@
+"""Inclusion probabilities in closed form: successive sampling stopped at a fixed time.
+
+Drawing without replacement with weights e^f is an exponential race: item a arrives at rate e^f(a), the first K to
+arrive are the candidates. Stopped at a fixed time and not at the K-th arrival, arrivals are independent (Rosén 1972).
+With several experts the races follow one another: expert m runs for a time tau_m among the items that are still there,
+so item a is left after expert m with probability exp(-Z_m(a)), Z_m = z_1 + ... + z_m, z_m = e^(f^m + log tau_m), and
+tau_m solves
+
+    sum_a (1 - exp(-Z_m(a))) = K_1 + ... + K_m,        pi(a) = 1 - exp(-Z_M(a)),        sum_a pi(a) = K.
+
+None of the sources has this form (DESIGN §4, ca-poisson). It is solved in float64, whose range holds the rates of any
+float32 logits that a policy has; nothing here needs an epsilon. Axes: B batch, M experts, N items, J any items.
+"""
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esr_trainer.policy import quotas
+
+ROUGH = 1e-4
+"""Error of log(arrivals) at which the first iteration hands over."""
+
+MAX_STEPS = 12
+"""Steps of the first iteration; a context that needs more is unusual and left to the second."""
+
+FINE = 1e-4
+"""Newton step of log tau that may be the last: the error after it is about its square."""
+
+MAX_BISECTIONS = 200
+"""Steps of the second iteration: enough to halve any bracket of float32 logits to nothing."""
+
+STEEP = 1e-5
+"""Least d(arrivals) / d(log tau) at which plain sums still tell log tau to about 1e-7."""
+
+
+def log_inclusion_probabilities(logits: Tensor, num_candidates: int) -> Tensor:
+    """log pi(a) of every item.
+
+    Args:
+        logits: (B, M, N), finite.
+        num_candidates: K, at most N.
+
+    Returns:
+        (B, N), float64, none above 0; exp sums to K in every row.
+    """
+    if num_candidates == logits.shape[2]:
+        return logits.double().sum(dim=1) * 0.0  # everything is in: log 1, gradient 0
+    log_times = log_stopping_times(logits, num_candidates)
+    return log_arrival_probability((logits[:, : log_times.shape[1]].double() + log_times[:, :, None]).logsumexp(dim=1))
+
+
+def log_stopping_times(logits: Tensor, num_candidates: int) -> Tensor:
+    """log tau_m of every expert that owns a position, with the exact gradient of the implicit function.
+
+    Args:
+        logits: (B, M, N), finite.
+        num_candidates: K, below N.
+
+    Returns:
+        (B, min(M, K)), float64.
+    """
+    times: Tensor = _LogStoppingTimes.apply(logits, num_candidates)  # type: ignore[no-untyped-call]
+    return times
+
+
+def log_arrival_probability(log_exposure: Tensor) -> Tensor:
+    """log(1 - e^(-z)) from log z, for any z: its derivative by log z is z / (e^z - 1), from 1 down to 0."""
+    probability: Tensor = _LogArrivalProbability.apply(log_exposure)  # type: ignore[no-untyped-call]
+    return probability
+
+
+class _LogArrivalProbability(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, log_exposure: Tensor) -> Tensor:
+        exposure = log_exposure.exp()
+        ctx.save_for_backward(exposure)
+        # log(-expm1(-z)) loses z below the smallest float, log1p(-e^-z) is exact where little is left
+        common = exposure.clamp(1e-6, 1.0)
+        small = torch.where(exposure < 1e-6, log_exposure - exposure / 2, (-torch.expm1(-common)).log())
+        return torch.where(exposure < 1, small, torch.log1p(-torch.exp(-exposure.clamp(min=1.0))))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (exposure,) = ctx.saved_tensors
+        slope = torch.where(exposure < 1e-12, 1.0, exposure / torch.expm1(exposure.clamp(1e-12, 700.0)))
+        return gradients[0] * torch.where(exposure > 700, 0.0, slope)
+
+
+class _LogStoppingTimes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, num_candidates: int) -> Tensor:
+        sizes = [quota for quota in quotas(num_candidates, logits.shape[1]) if quota]
+        times = torch.empty((len(logits), len(sizes)), dtype=torch.float64, device=logits.device)
+        exposure = None
+        for expert, taken in enumerate(itertools.accumulate(sizes)):
+            rates = logits[:, expert]
+            times[:, expert] = solve(rates, exposure, taken - sizes[expert], sizes[expert])
+            if expert + 1 < len(sizes):
+                arrivals = (rates + times[:, expert, None]).exp_()
+                exposure = arrivals if exposure is None else exposure + arrivals
+        ctx.save_for_backward(logits, times)
+        return times
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logits, times = ctx.saved_tensors
+        (gradient,) = gradients
+        if logits.shape[1] == 1:  # dt = - q df with q = s / sum s, s = z e^-z: a softmax
+            rates = logits[:, 0]
+            marginal = (rates - (rates + times.to(rates.dtype)).exp_()).softmax(dim=1)
+            return marginal.mul_(-gradient.to(rates.dtype))[:, None], None
+        # Race m: sum_a s_m (1 - e^-z_m) = K_m with s_m = exp(-Z_(m-1)). With came = s_m (1 - e^-z_m) and
+        # left = exp(-Z_m), its differential sum_a left z_m (df^m + dt_m) - sum_{m' < m} sum_a came z_m' (df^m' + dt_m')
+        # is 0; adding the races before, so is the same with `left` instead of `-came`. Whichever is smaller loses
+        # nothing to cancellation. One triangular system per context, transposed here; float64 holds any rates' ratios.
+        arrivals = (logits[:, : times.shape[1]] + times[:, :, None]).exp_()
+        left = arrivals.cumsum(dim=1).neg_().exp_()
+        came = torch.cat([torch.ones_like(left[:, :1]), left[:, :-1]], dim=1).mul_(torch.expm1(-arrivals))  # negative
+        by_left, by_came = (torch.bmm(terms, arrivals.transpose(1, 2)).tril(-1) for terms in (left, came))
+        is_smaller = by_left.sum(dim=2, keepdim=True) < -by_came.sum(dim=2, keepdim=True)
+        system = torch.where(is_smaller, by_left, by_came) + torch.linalg.vecdot(left, arrivals).diag_embed()
+        weight = torch.linalg.solve_triangular(system.mT, gradient[:, :, None], upper=True)
+        earlier = torch.where(is_smaller, left, came).mul_(weight)
+        earlier = earlier.flip(1).cumsum(dim=1).flip(1) - earlier
+        result = torch.zeros_like(logits)
+        result[:, : times.shape[1]] = -arrivals * (weight * left + earlier)
+        return result, None
+
+
+def solve(rates: Tensor, exposure: Tensor | None, taken: int, size: int) -> Tensor:
+    """log tau of one expert's race: sum_a e^-exposure(a) (1 - e^-z(a)) = size, z = e^(rates + log tau).
+
+    Newton on the logarithm of both sides from below: in the logits' own precision to 1e-4, then in float64, kept inside
+    a bracket, where contexts that have converged are set aside. Where the sum is flat, because the items that are in
+    are sure to be and the others sure not to be, `solve_flat` finishes.
+
+    Args:
+        rates: f, (B, N).
+        exposure: Z of the experts before, (B, N) float64, or None before the first race.
+        taken: expected arrivals before this race.
+        size: expected arrivals in this race.
+
+    Returns:
+        (B,) float64.
+    """
+    left_before = rates.shape[1] - taken
+    before = None if exposure is None else exposure.to(rates.dtype)
+    unit = (rates if before is None else rates - before).logsumexp(dim=1, keepdim=True)
+    weights = (rates - unit).exp_()
+    times = torch.full_like(unit[:, 0], size)  # since 1 - e^-z <= z, a lower bound
+    for _ in range(MAX_STEPS):
+        arrivals = weights * times[:, None]
+        left = (-arrivals if before is None else -arrivals - before).exp_()
+        arrived = left_before - left.sum(dim=1)
+        excess = (arrived / size).log()
+        if not (excess.abs() > ROUGH).any():
+            break
+        times = times * (-excess * arrived / torch.linalg.vecdot(arrivals, left)).clamp(-3, 3).exp()
+    low = math.log(size) - unit[:, 0].double() - 1e-3
+    start = times.double().log() - unit[:, 0]
+    return polish(rates.double(), exposure, torch.where(start > low, start, low), low, left_before, size)
+
+
+def polish(rates: Tensor, exposure: Tensor | None, times: Tensor, low: Tensor, left_before: int, size: int) -> Tensor:
+    """Finish `solve` in float64: safeguarded Newton from a first guess; all arguments as there.
+
+    Args:
+        rates: (B, N) float64.
+        exposure: (B, N) float64 or None.
+        times: first guess of log tau, (B,).
+        low: lower bound of log tau, (B,).
+        left_before: expected number of items that are left before this race.
+        size: expected arrivals in this race.
+    """
+    solution = times.clone()
+    flat = torch.zeros(len(rates), dtype=torch.bool, device=rates.device)
+    rows = torch.arange(len(rates), device=rates.device)
+    high = math.log(math.log(rates.shape[1]) + 40) - rates.amin(dim=1)  # everything has arrived
+    f, before = rates, exposure
+    for _ in range(MAX_BISECTIONS):
+        arrivals = (f + times[:, None]).exp_()
+        left = (-arrivals if before is None else -arrivals - before).exp_()
+        arrived = left_before - left.sum(dim=1)
+        slope = torch.linalg.vecdot(arrivals, left)
+        excess = (arrived.clamp(min=1e-300) / size).log()  # rounding can leave a sum of almost nothing below 0
+        low, high = torch.where(excess <= 0, times, low), torch.where(excess > 0, times, high)
+        newton = times - excess * arrived / slope
+        is_flat = (slope < STEEP * size) & (excess.abs() < 0.5)
+        # Newton is right near the solution; far from it, where the sum may be all rounding, the bracket is halved
+        inside = (newton >= low) & (newton <= high) & (excess.abs() < 0.5)
+        # a last small step squares the error; a bracket of no width holds the solution
+        stop = is_flat | (inside & ((newton - times).abs() < FINE)) | (high - low < 1e-12 * (1 + times.abs()))
+        times = torch.where(inside, newton, torch.where(stop, times, (low + high) / 2))
+        solution[rows] = times
+        flat[rows] = is_flat
+        if stop.all():
+            break
+        keep = ~stop
+        rows, f, times, low, high = (value[keep] for value in (rows, f, times, low, high))
+        before = None if before is None else before[keep]
+    if flat.any():
+        before = None if exposure is None else exposure[flat]
+        solution[flat] = solve_flat(rates[flat], before, solution[flat], rates.shape[1] - left_before, size)
+    return solution
+
+
+def solve_flat(rates: Tensor, exposure: Tensor | None, times: Tensor, taken: int, size: int) -> Tensor:
+    """log tau where plain sums cannot tell it: balance those that are in but left against those that are out but came.
+
+    With T the `size` items that most probably arrive, sum_a p(a) = |T| says sum_T (1 - p) = sum_{not T} p: small terms
+    on both sides, compared in log space, so nothing cancels. That holds for the arrivals of this race,
+    p = s (1 - e^-z) with s = e^-exposure (DESIGN §4), and for those of all races so far, p = 1 - e^-(exposure + z). The
+    first is exact where a race before it ended sharply, the second where it left items in between: whichever balances
+    less is taken.
+
+    Args:
+        rates: (B, N) float64.
+        exposure: Z before this race, (B, N), or None.
+        times: a first guess, (B,).
+        taken: expected arrivals before this race.
+        size: expected arrivals in this race.
+
+    Returns:
+        (B,).
+    """
+
+    def so_far(log_z: Tensor) -> tuple[Tensor, Tensor]:
+        log_exposure = log_z if exposure is None else torch.logaddexp(exposure.log(), log_z)
+        return log_arrival_probability(log_exposure), -log_exposure.exp()
+
+    if exposure is None:
+        return balance(so_far, rates, times, size)[0]
+
+    def in_this_race(log_z: Tensor) -> tuple[Tensor, Tensor]:
+        came = log_arrival_probability(log_z) - exposure
+        return came, torch.logaddexp(log_arrival_probability(exposure.log()), -exposure - log_z.exp())
+
+    first, first_left = balance(so_far, rates, times, taken + size)
+    second, second_left = balance(in_this_race, rates, times, size)
+    return torch.where(first_left < second_left, first, second)
+
+
+def balance(
+    came_and_left: Callable[[Tensor], tuple[Tensor, Tensor]], rates: Tensor, times: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
+    """Bisect log tau until the items behind the first `size` came as much as those in front are left.
+
+    Args:
+        came_and_left: log z (B, N) -> log p and log(1 - p), (B, N).
+        rates: (B, N).
+        times: the middle of the first bracket, (B,).
+        size: |T|.
+
+    Returns:
+        log tau and the logarithm of what balances, (B,) each.
+    """
+    low, high = times - 200, times + 200
+    for _ in range(64):
+        times = (low + high) / 2
+        log_came, log_left = came_and_left(rates + times[:, None])
+        in_front = torch.zeros_like(rates, dtype=torch.bool).scatter_(1, log_came.topk(size, dim=1).indices, True)
+        left = torch.where(in_front, log_left, -torch.inf).logsumexp(dim=1)
+        came = torch.where(in_front, -torch.inf, log_came).logsumexp(dim=1)
+        too_early = left > came
+        low, high = torch.where(too_early, times, low), torch.where(too_early, high, times)
+    return (low + high) / 2, left
