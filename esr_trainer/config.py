@@ -1,7 +1,7 @@
 """The settings that decide a run; each is named once, here, and is a command-line option and a key of a YAML file."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -11,6 +11,20 @@ EstimatorName = Literal["top1", "ca", "ca-swr", "ca-poisson", "v-swr", "v"]
 EnvironmentName = Literal["kuairec", "synthetic"]
 LateStageRankerName = Literal["optimal", "noisy", "uniform", "anti"]
 SlotWeightsName = Literal["sum", "mean", "dcg"]
+PresetName = Literal["default", "paper"]
+
+
+PAPER_PRESET = {"init_std": 1.0, "optimizer": "adagrad", "experts": 1, "candidates": 10, "embedding_dim": 10}
+"""arXiv:2605.26385 §4, as DESIGN §5 gives it; batch 128 and temperature 1 are the default preset's too."""
+
+
+def paper_learning_rate(estimator: str, lsr: str) -> float:
+    """The published learning rates: 1e-1 for the V family; for the others 1e-2 over the LSR's propensity, rounded.
+
+    lr = lr_0 / E[LSR propensity of its greedy item] (arXiv:2605.26385 App. E, Eq. 9), at K = 10: about 0.6 for the
+    noisy LSR, 0.1 for the uniform one, 1 for a fixed order.
+    """
+    return 1e-1 if estimator in ("v", "v-swr") else {"noisy": 2e-2, "uniform": 1e-1}.get(lsr, 1e-2)
 
 
 class TrainConfig(Options):
@@ -19,6 +33,9 @@ class TrainConfig(Options):
     estimator: EstimatorName = "top1"
     """Log-probability that the reward's gradient follows: the shown item's chance to be a candidate (`top1`, `ca-swr`:
     as if drawn with replacement; `ca`: without), or the drawn candidates' (`v-swr`, and exact `v`)."""
+    preset: PresetName = "default"
+    """`default` learns fastest; `paper` is arXiv:2605.26385's: tables from N(0, 1), Adagrad, its learning rates, M = 1,
+    K = 10. An option that is given wins over either."""
     environment: EnvironmentName | None = None
     """World to learn in; default the --data file's, or kuairec."""
     data: Path | None = None
@@ -60,6 +77,17 @@ class TrainConfig(Options):
     """Steps between two evaluations on all contexts."""
     checkpoint_every: PositiveInt = 500
     """Steps between two checkpoints; the last and the best are kept."""
+    patience: NonNegativeInt = 0
+    """Evaluations without a new best policy value after which the run ends early; 0 never ends it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: Any) -> Any:
+        """Fill in what a preset decides and nobody gave."""
+        if isinstance(given, dict) and given.get("preset") == "paper":
+            estimator, lsr = (given.get(name, cls.model_fields[name].default) for name in ("estimator", "lsr"))
+            return {**PAPER_PRESET, "learning_rate": paper_learning_rate(estimator, lsr), **given}
+        return given
 
     @model_validator(mode="after")
     def _slate_fits(self) -> "TrainConfig":

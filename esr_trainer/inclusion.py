@@ -117,18 +117,26 @@ class _LogStoppingTimes(torch.autograd.Function):
         # Race m: sum_a s_m (1 - e^-z_m) = K_m with s_m = exp(-Z_(m-1)). With came = s_m (1 - e^-z_m) and
         # left = exp(-Z_m), its differential sum_a left z_m (df^m + dt_m) - sum_{m' < m} sum_a came z_m' (df^m' + dt_m')
         # is 0; adding the races before, so is the same with `left` instead of `-came`. Whichever is smaller loses
-        # nothing to cancellation. One triangular system per context, transposed here; float64 holds any rates' ratios.
-        arrivals = (logits[:, : times.shape[1]] + times[:, :, None]).exp_()
-        left = arrivals.cumsum(dim=1).neg_().exp_()
+        # nothing to cancellation. One triangular system per context, transposed here. float64 holds any rates' ratios;
+        # where no race ends sharply, the logits' own precision does, at half the memory.
+        for precision in (logits.dtype, torch.float64):
+            arrivals = (logits[:, : times.shape[1]] + times[:, :, None].to(precision)).exp_()
+            left = arrivals.cumsum(dim=1).neg_().exp_()
+            slope = torch.linalg.vecdot(left, arrivals)
+            if (slope > STEEP).all():  # not so either if a rate overflowed
+                break
         came = torch.cat([torch.ones_like(left[:, :1]), left[:, :-1]], dim=1).mul_(torch.expm1(-arrivals))  # negative
         by_left, by_came = (torch.bmm(terms, arrivals.transpose(1, 2)).tril(-1) for terms in (left, came))
         is_smaller = by_left.sum(dim=2, keepdim=True) < -by_came.sum(dim=2, keepdim=True)
-        system = torch.where(is_smaller, by_left, by_came) + torch.linalg.vecdot(left, arrivals).diag_embed()
-        weight = torch.linalg.solve_triangular(system.mT, gradient[:, :, None], upper=True)
+        system = torch.where(is_smaller, by_left, by_came) + slope.diag_embed()
+        weight = torch.linalg.solve_triangular(system.double().mT, gradient[:, :, None], upper=True).to(precision)
         earlier = torch.where(is_smaller, left, came).mul_(weight)
-        earlier = earlier.flip(1).cumsum(dim=1).flip(1) - earlier
+        left *= weight
+        for expert in reversed(range(times.shape[1] - 1)):  # expert m answers for itself and for those behind it
+            left[:, expert] += earlier[:, expert + 1]
+            earlier[:, expert] += earlier[:, expert + 1]
         result = torch.zeros_like(logits)
-        result[:, : times.shape[1]] = -arrivals * (weight * left + earlier)
+        result[:, : times.shape[1]] = arrivals.mul_(left).neg_()
         return result, None
 
 
@@ -155,7 +163,7 @@ def solve(rates: Tensor, exposure: Tensor | None, taken: int, size: int) -> Tens
     times = torch.full_like(unit[:, 0], size)  # since 1 - e^-z <= z, a lower bound
     for _ in range(MAX_STEPS):
         arrivals = weights * times[:, None]
-        left = (-arrivals if before is None else -arrivals - before).exp_()
+        left = (arrivals.neg() if before is None else (arrivals + before).neg_()).exp_()
         arrived = left_before - left.sum(dim=1)
         excess = (arrived / size).log()
         if not (excess.abs() > ROUGH).any():
@@ -184,7 +192,7 @@ def polish(rates: Tensor, exposure: Tensor | None, times: Tensor, low: Tensor, l
     f, before = rates, exposure
     for _ in range(MAX_BISECTIONS):
         arrivals = (f + times[:, None]).exp_()
-        left = (-arrivals if before is None else -arrivals - before).exp_()
+        left = (arrivals.neg() if before is None else (arrivals + before).neg_()).exp_()
         arrived = left_before - left.sum(dim=1)
         slope = torch.linalg.vecdot(arrivals, left)
         excess = (arrived.clamp(min=1e-300) / size).log()  # rounding can leave a sum of almost nothing below 0

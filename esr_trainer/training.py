@@ -3,6 +3,7 @@
 Axes: B batch, L slots.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.features import Features, id_features, read_features
 from esr_trainer.interaction import interact
 from esr_trainer.late_stage_rankers import LATE_STAGE_RANKERS
+from esr_trainer.metrics import MetricsLog
 from esr_trainer.policy import greedy_candidates
 from esr_trainer.policy_value import System, optimal_value, popularity_value, replay, uniform_value
 from esr_trainer.slots import SLOT_WEIGHTS
@@ -85,11 +87,17 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.step += 1
+        if self.step == config.steps or self.step % config.evaluate_every == 0:
+            self.metrics |= step_metrics(loss, logits, self.policy)
 
     def evaluate(self) -> None:
         """Value the greedy policy on all contexts."""
+        metrics = self.metrics
         value = float(greedy_values(self.world, system_of(self.config), self.policy).mean())
-        self.metrics["policy_value"] = value
+        is_best = value > metrics.get("best_policy_value", -math.inf)
+        metrics["policy_value"] = value
+        metrics["best_policy_value"] = value if is_best else metrics["best_policy_value"]
+        metrics["evaluations_since_best"] = 0 if is_best else metrics["evaluations_since_best"] + 1
 
     def save(self, run: Path) -> Path:
         """Write a checkpoint of this moment; keep the last and the best."""
@@ -110,6 +118,21 @@ class Trainer:
         return directory
 
 
+def step_metrics(loss: torch.Tensor, logits: torch.Tensor, policy: EarlyStageRanker) -> dict[str, float]:
+    """What a step says of itself; see METRICS.
+
+    The effective number of items of an expert in a context is exp of its softmax's entropy: N when the policy is
+    uniform, 1 when one item takes everything.
+    """
+    log_softmax = logits.detach().log_softmax(dim=2)
+    gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
+    return {
+        "loss": loss.item(),
+        "gradient_norm": float(torch.nn.utils.get_total_norm(gradients)),
+        "effective_items": float((-(log_softmax.exp() * log_softmax).sum(dim=2)).exp().mean()),
+    }
+
+
 def read_catalogue(config: TrainConfig, world: World) -> tuple[Features, Features]:
     """The contexts' and the items' ids and features."""
     return (
@@ -120,19 +143,24 @@ def read_catalogue(config: TrainConfig, world: World) -> tuple[Features, Feature
     )
 
 
-def start(config: TrainConfig, world: World) -> Trainer:
-    """A new run: tables drawn from the seed, and the values that the policy value is read against."""
+def new_trainer(config: TrainConfig, world: World, contexts: Features, items: Features) -> Trainer:
+    """A run at its first step: tables drawn from the seed, nothing valued yet."""
     generator = torch.Generator().manual_seed(config.seed)
-    policy = build_policy(config, *read_catalogue(config, world))
+    policy = build_policy(config, contexts, items)
     policy.initialise(config.init_std, generator)
     optimizer = OPTIMIZERS[config.optimizer](policy.parameters(), lr=config.learning_rate)
+    return Trainer(config, world, policy, optimizer, generator, 0, {})
+
+
+def start(config: TrainConfig, world: World) -> Trainer:
+    """A new run, and the values that its policy value is read against."""
+    trainer = new_trainer(config, world, *read_catalogue(config, world))
     system = system_of(config)
-    references = {
+    trainer.metrics |= {
         "uniform_policy_value": uniform_value(world, system),
         "popularity_policy_value": popularity_value(world, system),
         "optimal_policy_value": optimal_value(world, system),
     }
-    trainer = Trainer(config, world, policy, optimizer, generator, 0, references)
     trainer.evaluate()
     trainer.metrics["initial_policy_value"] = trainer.metrics["policy_value"]
     return trainer
@@ -195,18 +223,26 @@ def train(trainer: Trainer, run: Path, report: Callable[[Trainer], None], stop: 
         NonFiniteLossError: names the step, the estimator and the last good checkpoint.
     """
     config = trainer.config
+    metrics = MetricsLog(run, trainer.step)
     while trainer.step < config.steps and not stop():
         try:
             trainer.advance()
         except NonFiniteLossError as error:
+            metrics.close()
             last = checkpoints(run)
             raise NonFiniteLossError(f"{error}; last good checkpoint: {last[-1] if last else 'none'}") from None
         at_end = trainer.step == config.steps
-        if at_end or trainer.step % config.evaluate_every == 0:
+        saving = trainer.step % config.checkpoint_every == 0
+        evaluated = at_end or saving or trainer.step % config.evaluate_every == 0
+        if evaluated:
             trainer.evaluate()
+            metrics.write(trainer.step, trainer.metrics)
         report(trainer)
-        if trainer.step % config.checkpoint_every == 0 and not at_end:
+        if evaluated and config.patience and trainer.metrics["evaluations_since_best"] >= config.patience:
+            break
+        if saving and not at_end:
             trainer.save(run)
+    metrics.close()
     if stop():
         trainer.evaluate()
     return trainer.save(run)

@@ -19,7 +19,8 @@ from esr_trainer.checkpoint import Checkpoint, checkpoints
 from esr_trainer.command_line import UsageError
 from esr_trainer.config import TrainConfig
 from esr_trainer.estimators import ESTIMATORS
-from esr_trainer.training import NonFiniteLossError, prepare, train
+from esr_trainer.metrics import METRICS
+from esr_trainer.training import NonFiniteLossError, prepare, step_metrics, train
 from tests.conftest import ROOT, last_json, run_module
 
 SMALL = ["--environment", "synthetic", "--candidates", "10", "--experts", "2"]
@@ -116,6 +117,46 @@ def test_yaml_is_below_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert command_line(["--steps", "2", "--config", str(path), "--out", str(tmp_path / "run"), "--json"]) == 0
     assert last_json(capsys.readouterr().out)["steps"] == 2
     assert Checkpoint(tmp_path / "run").config.candidates == 7
+
+
+def test_the_paper_preset_gives_way_to_options(tmp_path: Path) -> None:
+    for lsr, estimator, expected in (("optimal", "v", 0.1), ("optimal", "ca", 0.01), ("uniform", "top1", 0.1)):
+        config = TrainConfig.model_validate({"preset": "paper", "lsr": lsr, "estimator": estimator, "init_std": 0.5})
+        assert (config.learning_rate, config.init_std, config.optimizer) == (expected, 0.5, "adagrad")
+        assert (config.candidates, config.experts) == (10, 1)
+    resumed = run(tmp_path / "run", "--preset", "paper", "--steps", "2")
+    run(resumed, "--preset", "paper", "--steps", "4")
+    assert Checkpoint(resumed).config.optimizer == "adagrad"
+
+
+def test_metrics_of_every_evaluation_survive_a_resume(tmp_path: Path) -> None:
+    options = ["--evaluate-every", "5", "--checkpoint-every", "10"]
+    out = run(tmp_path / "run", *options, "--steps", "10")
+    with (out / "metrics.jsonl").open("a") as file:  # what a killed run wrote after its last checkpoint
+        file.write('{"step": 15, "loss": 1.0}\n{"step": 20, "lo')
+    run(out, *options, "--steps", "20")
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [5, 10, 15, 20]
+    assert all({"step", *METRICS} == row.keys() for row in rows)
+    assert rows[-1]["policy_value"] == Checkpoint(out).description.metrics["policy_value"]
+    assert 1 <= rows[-1]["effective_items"] <= 1000
+    assert list((out / "tensorboard").glob("events.*"))
+
+
+def test_effective_items_of_a_uniform_and_of_a_sure_policy() -> None:
+    logits = torch.stack([torch.zeros(8), torch.tensor([100.0, *[0.0] * 7])])[:, None]
+    policy = torch.nn.Linear(1, 1)
+    policy.weight.grad = torch.tensor([[3.0]])
+    policy.bias.grad = torch.tensor([4.0])
+    found = step_metrics(torch.tensor(1.0), logits, policy)  # type: ignore[arg-type]
+    assert found["effective_items"] == pytest.approx((8 + 1) / 2)
+    assert found["gradient_norm"] == pytest.approx(5)
+
+
+def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--learning-rate", "1e-9", "--evaluate-every", "2", "--patience", "3", "--steps", "500", "--json"]
+    run(tmp_path / "run", *options)
+    assert last_json(capsys.readouterr().out)["steps"] < 100
 
 
 def test_default_run_directories_are_numbered(tmp_path: Path) -> None:
