@@ -85,9 +85,9 @@ class Checkpoint:
         """The optimizer's tensors, by `<parameter>.<name>`."""
         return load_file(self.directory / "optimizer.safetensors")
 
-    def generator_state(self) -> Tensor:
-        """The state of the run's random generator."""
-        return load_file(self.directory / "generator.safetensors")["state"]
+    def state(self) -> dict[str, Tensor]:
+        """What else the run goes on from: its generator's state and its baseline."""
+        return load_file(self.directory / "state.safetensors")
 
 
 def build_policy(config: TrainConfig, contexts: Features, items: Features) -> EarlyStageRanker:
@@ -100,7 +100,7 @@ def save_checkpoint(
     description: Mapping[str, Any],
     policy: EarlyStageRanker,
     optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
+    state: Mapping[str, Tensor],
 ) -> Path:
     """Write `checkpoints/<step>` of a run.
 
@@ -109,7 +109,7 @@ def save_checkpoint(
         description: the fields of CheckpointDescription, but schema_version and files.
         policy: the ESR.
         optimizer: its state is stored by parameter name.
-        generator: the run's only source of randomness.
+        state: what else the run needs to go on.
 
     Returns:
         The checkpoint's directory.
@@ -118,15 +118,15 @@ def save_checkpoint(
     if target.exists():  # the run stopped right after a regular checkpoint
         return target
     names = [name for name, _ in policy.named_parameters()]
-    state = {
+    moments = {
         f"{names[index]}.{key}": value
         for index, values in optimizer.state_dict()["state"].items()
         for key, value in values.items()
     }
     with written_whole(target) as directory:
         save_file(policy.state_dict(), directory / "policy.safetensors")
-        save_file(state, directory / "optimizer.safetensors")
-        save_file({"state": generator.get_state()}, directory / "generator.safetensors")
+        save_file(moments, directory / "optimizer.safetensors")
+        save_file(dict(state), directory / "state.safetensors")
         save_features(policy.context_tower.features, directory, "context")
         save_features(policy.item_tower.features, directory, "item")
         files = {path.name: sha256(path) for path in sorted(directory.iterdir())}

@@ -11,8 +11,15 @@ EstimatorName = Literal["top1", "ca", "ca-swr", "ca-poisson", "v-swr", "v"]
 EnvironmentName = Literal["kuairec", "synthetic"]
 LateStageRankerName = Literal["optimal", "noisy", "uniform", "anti"]
 SlotWeightsName = Literal["sum", "mean", "dcg"]
+VarianceReductionName = Literal["none", "baseline", "grpo", "control-variate"]
 PresetName = Literal["default", "paper"]
 
+
+V_FAMILY = ("v", "v-swr")
+"""Estimators that follow the probability of the drawn candidates; the others follow an item's inclusion probability."""
+
+GROUP = 8
+"""G of GRPO."""
 
 PAPER_PRESET = {"init_std": 1.0, "optimizer": "adagrad", "experts": 1, "candidates": 10, "embedding_dim": 10}
 """arXiv:2605.26385 §4, as DESIGN §5 gives it; batch 128 and temperature 1 are the default preset's too."""
@@ -24,7 +31,20 @@ def paper_learning_rate(estimator: str, lsr: str) -> float:
     lr = lr_0 / E[LSR propensity of its greedy item] (arXiv:2605.26385 App. E, Eq. 9), at K = 10: about 0.6 for the
     noisy LSR, 0.1 for the uniform one, 1 for a fixed order.
     """
-    return 1e-1 if estimator in ("v", "v-swr") else {"noisy": 2e-2, "uniform": 1e-1}.get(lsr, 1e-2)
+    return 1e-1 if estimator in V_FAMILY else {"noisy": 2e-2, "uniform": 1e-1}.get(lsr, 1e-2)
+
+
+def misuse(variance_reduction: str, estimator: str, lsr: str, batch: int) -> str | None:
+    """Why a variance reduction is wrong to use here, in one line, or None."""
+    if variance_reduction == "baseline" and estimator not in V_FAMILY:
+        return f"(baseline) is for v and v-swr: {estimator} follows its objective only with rewards above 0"
+    if variance_reduction == "control-variate" and estimator in V_FAMILY:
+        return f"(control-variate) does nothing for {estimator}, whose log-probability is the same for every candidate"
+    if variance_reduction == "control-variate" and lsr in ("optimal", "anti"):
+        return f"(control-variate) vanishes for lsr {lsr}, which shows a fixed order"
+    if variance_reduction == "grpo" and batch % GROUP:
+        return f"(grpo) takes {GROUP} slates per context: batch ({batch}) must be a multiple"
+    return None
 
 
 class TrainConfig(Options):
@@ -32,7 +52,8 @@ class TrainConfig(Options):
 
     estimator: EstimatorName = "top1"
     """Log-probability that the reward's gradient follows: the shown item's chance to be a candidate (`top1`, `ca-swr`:
-    as if drawn with replacement; `ca`: without), or the drawn candidates' (`v-swr`, and exact `v`)."""
+    as if drawn with replacement; `ca`: others greedy; `ca-poisson`: in closed form), or the drawn candidates' (`v-swr`:
+    as if with replacement; `v`: exact)."""
     preset: PresetName = "default"
     """`default` learns fastest; `paper` is arXiv:2605.26385's: tables from N(0, 1), Adagrad, its learning rates, M = 1,
     K = 10. An option that is given wins over either."""
@@ -57,6 +78,9 @@ class TrainConfig(Options):
     """CSV of context features (first column the id), such as KuaiRec's user_features.csv; default ids alone."""
     item_features: Path | None = None
     """CSV of item features (first column the id), such as KuaiRec's item_categories.csv; default ids alone."""
+    variance_reduction: VarianceReductionName = "none"
+    """`baseline`: a running mean per context, for `v` and `v-swr`; `grpo`: rewards normalised over 8 slates per
+    context; `control-variate`: a zero-mean correction by the LSR's propensities, for the others under a random LSR."""
     embedding_dim: PositiveInt = 10
     """Dimension of an expert's embeddings."""
     init_std: PositiveFloat = 0.1
@@ -90,7 +114,9 @@ class TrainConfig(Options):
         return given
 
     @model_validator(mode="after")
-    def _slate_fits(self) -> "TrainConfig":
+    def _options_fit(self) -> "TrainConfig":
         if self.slate > self.candidates:
             raise ValueError(f"slate ({self.slate}) exceeds candidates ({self.candidates})")
+        if wrong := misuse(self.variance_reduction, self.estimator, self.lsr, self.batch):
+            raise ValueError(f"variance_reduction {wrong}")
         return self

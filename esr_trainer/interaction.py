@@ -19,6 +19,8 @@ class Round(NamedTuple):
     """(B, L), items by slot."""
     reward: Tensor
     """(B, L)."""
+    positions: Tensor
+    """The slate as positions among the candidates, (B, L)."""
 
 
 def interact(world: World, system: System, contexts: Tensor, logits: Tensor, generator: torch.Generator) -> Round:
@@ -38,4 +40,4 @@ def interact(world: World, system: System, contexts: Tensor, logits: Tensor, gen
     candidates = sample_candidates(logits, system.num_candidates, generator)
     positions = system.ranker.rank(world.scores(contexts, candidates), system.num_slots, generator)
     slate = candidates.gather(1, positions)
-    return Round(candidates, slate, world.draw_rewards(contexts, slate, generator))
+    return Round(candidates, slate, world.draw_rewards(contexts, slate, generator), positions)

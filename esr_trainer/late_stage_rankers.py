@@ -30,6 +30,22 @@ class LateStageRanker(NamedTuple):
         """Draw a slate: (B, K) -> the candidates' positions slot by slot, (B, L)."""
         return self.keys(scores, generator).topk(num_slots).indices
 
+    def propensities(self, scores: Tensor, positions: Tensor) -> Tensor:
+        """The probability of each candidate in each slot, given the slots before it.
+
+        Args:
+            scores: (B, K).
+            positions: the candidates' positions slot by slot, (B, L), as `rank` gives them.
+
+        Returns:
+            (B, L, K); rows sum to 1.
+        """
+        shown = torch.nn.functional.one_hot(positions, scores.shape[1])
+        if not self.noise:
+            return shown.to(scores.dtype)
+        gone = (shown.cumsum(dim=1) - shown).bool()
+        return (self.score_weight * scores[:, None]).masked_fill(gone, -torch.inf).softmax(dim=2)
+
     def expected_rewards(self, scores: Tensor, rewards: Tensor, num_slots: int, generator: torch.Generator) -> Tensor:
         """The expected reward of each slot.
 

@@ -21,17 +21,18 @@ from esr_trainer.checkpoint import (
     save_checkpoint,
 )
 from esr_trainer.command_line import UsageError
-from esr_trainer.config import TrainConfig
+from esr_trainer.config import GROUP, V_FAMILY, TrainConfig
 from esr_trainer.environments import open_world
 from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.features import Features, id_features, read_features
-from esr_trainer.interaction import interact
+from esr_trainer.interaction import Round, interact
 from esr_trainer.late_stage_rankers import LATE_STAGE_RANKERS
 from esr_trainer.metrics import MetricsLog
 from esr_trainer.policy import greedy_candidates
 from esr_trainer.policy_value import System, optimal_value, popularity_value, replay, uniform_value
 from esr_trainer.slots import SLOT_WEIGHTS
 from esr_trainer.towers import EarlyStageRanker
+from esr_trainer.variance_reduction import GRPO_SHIFT, ContextBaseline, control_variate, group_normalised
 from esr_trainer.world import World
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
@@ -65,6 +66,7 @@ class Trainer:
     policy: EarlyStageRanker
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
+    baseline: ContextBaseline
     step: int
     metrics: dict[str, float]
     """Policy value at `step`, and the values it is read against."""
@@ -76,11 +78,12 @@ class Trainer:
             NonFiniteLossError: the loss is not finite; no parameter was changed.
         """
         config, system = self.config, system_of(self.config)
-        contexts = torch.randint(self.world.num_contexts, (config.batch,), generator=self.generator)
+        group = GROUP if config.variance_reduction == "grpo" else 1
+        contexts = torch.randint(self.world.num_contexts, (config.batch // group,), generator=self.generator)
+        contexts = contexts.repeat_interleave(group)
         logits = self.policy(contexts)
         round_ = interact(self.world, system, contexts, logits, self.generator)
-        log_prob = ESTIMATORS[config.estimator](logits, round_.slate, round_.candidates)
-        loss = -((round_.reward * log_prob) @ system.slot_weights).mean()
+        loss = -(self.weighted_log_prob(contexts, logits, round_) @ system.slot_weights).mean()
         if not loss.isfinite():
             raise NonFiniteLossError(f"step {self.step + 1}: loss of estimator {config.estimator} is {loss.item()}")
         self.optimizer.zero_grad()
@@ -89,6 +92,25 @@ class Trainer:
         self.step += 1
         if self.step == config.steps or self.step % config.evaluate_every == 0:
             self.metrics |= step_metrics(loss, logits, self.policy)
+
+    def weighted_log_prob(self, contexts: torch.Tensor, logits: torch.Tensor, round_: Round) -> torch.Tensor:
+        """Log-probability times reward, with the settings' variance reduction: (B,), (B, M, N) -> (B, L)."""
+        estimator, reward = ESTIMATORS[self.config.estimator], round_.reward
+        log_prob = estimator(logits, round_.slate, round_.candidates)
+        match self.config.variance_reduction:
+            case "baseline":
+                return (reward - self.baseline.read_and_update(contexts, reward)) * log_prob
+            case "grpo":
+                shift = 0.0 if self.config.estimator in V_FAMILY else GRPO_SHIFT
+                return (group_normalised(reward) + shift) * log_prob
+            case "control-variate":
+                baseline = self.baseline.read_and_update(contexts, reward)
+                of_candidates = estimator(logits, round_.candidates, round_.candidates)
+                ranker = LATE_STAGE_RANKERS[self.config.lsr]
+                propensity = ranker.propensities(self.world.scores(contexts, round_.candidates), round_.positions)
+                return reward * log_prob - control_variate(baseline, log_prob, of_candidates, propensity)
+            case _:
+                return reward * log_prob
 
     def evaluate(self) -> None:
         """Value the greedy policy on all contexts."""
@@ -112,7 +134,7 @@ class Trainer:
             },
             self.policy,
             self.optimizer,
-            self.generator,
+            {"generator": self.generator.get_state(), **self.baseline.tensors()},
         )
         keep_last_and_best(run)
         return directory
@@ -149,7 +171,8 @@ def new_trainer(config: TrainConfig, world: World, contexts: Features, items: Fe
     policy = build_policy(config, contexts, items)
     policy.initialise(config.init_std, generator)
     optimizer = OPTIMIZERS[config.optimizer](policy.parameters(), lr=config.learning_rate)
-    return Trainer(config, world, policy, optimizer, generator, 0, {})
+    baseline = ContextBaseline.new(world.num_contexts, config.slate)
+    return Trainer(config, world, policy, optimizer, generator, baseline, 0, {})
 
 
 def start(config: TrainConfig, world: World) -> Trainer:
@@ -175,8 +198,10 @@ def resume(config: TrainConfig, world: World, checkpoint: Checkpoint) -> Trainer
     optimizer = OPTIMIZERS[config.optimizer](policy.parameters(), lr=config.learning_rate)
     load_optimizer_state(optimizer, policy, checkpoint.optimizer_state())
     generator = torch.Generator()
-    generator.set_state(checkpoint.generator_state())
-    return Trainer(config, world, policy, optimizer, generator, description.step, dict(description.metrics))
+    state = checkpoint.state()
+    generator.set_state(state["generator"])
+    baseline = ContextBaseline(state["baseline_mean"], state["baseline_visits"])
+    return Trainer(config, world, policy, optimizer, generator, baseline, description.step, dict(description.metrics))
 
 
 def prepare(config: TrainConfig, out: Path | None) -> tuple[Trainer, Path]:

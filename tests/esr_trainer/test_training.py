@@ -32,7 +32,7 @@ def run(out: Path, *options: str) -> Path:
 
 
 def same_checkpoint(one: Path, other: Path) -> None:
-    for name in ("policy", "optimizer", "generator"):
+    for name in ("policy", "optimizer", "state"):
         first, second = (load_file(Checkpoint(run).directory / f"{name}.safetensors") for run in (one, other))
         assert first.keys() == second.keys()
         for key, tensor in first.items():
@@ -74,6 +74,23 @@ def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path: Path) -> None:
     run(halves, "--steps", "40", "--seed", "7", "--checkpoint-every", "15")
     same_checkpoint(whole, halves)
     assert Checkpoint(whole).description.metrics == Checkpoint(halves).description.metrics
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--estimator", "v", "--variance-reduction", "baseline"],
+        ["--estimator", "top1", "--variance-reduction", "grpo"],
+        ["--estimator", "top1", "--variance-reduction", "control-variate", "--lsr", "uniform"],
+    ],
+)
+def test_variance_reduction_learns_and_resumes(options: list[str], tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", *options, "--steps", "200", "--checkpoint-every", "100", "--learning-rate", "0.03")
+    halves = run(tmp_path / "halves", *options, "--steps", "80", "--checkpoint-every", "100", "--learning-rate", "0.03")
+    run(halves, *options, "--steps", "200", "--checkpoint-every", "100", "--learning-rate", "0.03")
+    same_checkpoint(whole, halves)
+    metrics = Checkpoint(whole).description.metrics
+    assert metrics["policy_value"] > metrics["initial_policy_value"] + 0.1
 
 
 def test_killed_runs_resume_bit_for_bit(tmp_path: Path) -> None:
