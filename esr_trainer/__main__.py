@@ -24,11 +24,13 @@ class Train(TrainConfig, Command):
 
     def run(self) -> Mapping[str, Any]:
         """Train, and print the result for a newcomer."""
+        from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.table import Table
 
         from esr_trainer.interruption import stop_requested
         from esr_trainer.training import NonFiniteLossError, Trainer, prepare, train
+        from esr_trainer.whole_directory import sole_writer
 
         config = TrainConfig.model_validate(self.model_dump(include=set(TrainConfig.model_fields)))
         trainer, run = prepare(config, self.out)
@@ -46,7 +48,8 @@ class Train(TrainConfig, Command):
             TextColumn("· policy value {task.fields[value]:.3f}"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=_stderr(), transient=False) as progress, stop_requested() as stop:
+        progress = Progress(*columns, console=Console(stderr=True))
+        with sole_writer(run), stop_requested() as stop, progress:
             task = progress.add_task(
                 "", total=config.steps, completed=first, speed=0.0, value=trainer.metrics["policy_value"]
             )
@@ -80,12 +83,6 @@ class Train(TrainConfig, Command):
         }
 
 
-def _stderr() -> Any:
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
 def read_settings(arguments: Sequence[str]) -> dict[str, Any]:
     """The content of the YAML file that `--config` names, or nothing.
 
@@ -95,7 +92,7 @@ def read_settings(arguments: Sequence[str]) -> dict[str, Any]:
     import argparse
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
+    parser.add_argument("--config", type=Path, nargs="?")  # without a value: the full parser says so
     path = parser.parse_known_args(arguments)[0].config
     if path is None:
         return {}
@@ -103,8 +100,9 @@ def read_settings(arguments: Sequence[str]) -> dict[str, Any]:
 
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"config ({path}) cannot be read: {error}") from error
+    content = {} if content is None else content
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UsageError(f"config ({path}) is not a mapping of option names to values")
     return content

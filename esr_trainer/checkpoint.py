@@ -6,13 +6,14 @@ A run directory holds `config.json` and `checkpoints/<step>/`. A checkpoint is w
 
 import json
 import os
-import shutil
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from esr_trainer.command_line import Options, UsageError
 from esr_trainer.config import TrainConfig
 from esr_trainer.features import Features, load_features, save_features
 from esr_trainer.towers import EarlyStageRanker
-from esr_trainer.whole_directory import remove_unfinished, sha256, written_whole
+from esr_trainer.whole_directory import numbered, remove_whole, sha256, written_whole
 
 SCHEMA_VERSION = 1
 DESCRIPTION = "checkpoint.json"
@@ -113,6 +114,9 @@ def save_checkpoint(
 
     Returns:
         The checkpoint's directory.
+
+    Raises:
+        UsageError: the disk is full or may not be written; nothing is left half-written.
     """
     target = run / "checkpoints" / f"{description['step']:08d}"
     if target.exists():  # the run stopped right after a regular checkpoint
@@ -123,16 +127,30 @@ def save_checkpoint(
         for index, values in optimizer.state_dict()["state"].items()
         for key, value in values.items()
     }
+    try:
+        write_checkpoint(target, description, policy, moments, state)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"checkpoint ({target}) cannot be written: {error}") from error
+    return target
+
+
+def write_checkpoint(
+    target: Path,
+    description: Mapping[str, Any],
+    policy: EarlyStageRanker,
+    moments: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+) -> None:
+    """Write the directory, whole or not at all; arguments as for `save_checkpoint`."""
     with written_whole(target) as directory:
         save_file(policy.state_dict(), directory / "policy.safetensors")
-        save_file(moments, directory / "optimizer.safetensors")
+        save_file(dict(moments), directory / "optimizer.safetensors")
         save_file(dict(state), directory / "state.safetensors")
         save_features(policy.context_tower.features, directory, "context")
         save_features(policy.item_tower.features, directory, "item")
         files = {path.name: sha256(path) for path in sorted(directory.iterdir())}
         content = CheckpointDescription(schema_version=SCHEMA_VERSION, files=files, **description)
         (directory / DESCRIPTION).write_text(content.model_dump_json(indent=2))
-    return target
 
 
 def load_optimizer_state(
@@ -149,7 +167,8 @@ def load_optimizer_state(
 
 def checkpoints(run: Path) -> list[Path]:
     """The whole checkpoints of a run directory, oldest first."""
-    return sorted(path for path in (run / "checkpoints").glob("[0-9]*") if path.is_dir())
+    found = [path for path in (run / "checkpoints").glob("*") if re.fullmatch(r"\d{8,}", path.name, re.ASCII)]
+    return sorted(found, key=lambda path: int(path.name))
 
 
 def last_checkpoint(directory: Path) -> Path:
@@ -169,7 +188,7 @@ def keep_last_and_best(run: Path) -> None:
     best = max((last, *reversed(earlier)), key=value.__getitem__)
     for path in earlier:
         if path != best:
-            shutil.rmtree(path)
+            remove_whole(path)
 
 
 def open_run(directory: Path | None, config: TrainConfig, world_fingerprint: str) -> Path:
@@ -200,7 +219,6 @@ def open_run(directory: Path | None, config: TrainConfig, world_fingerprint: str
                     f"out ({directory}) holds a run with {name} {found.get(name)}, not {value}; "
                     "name another directory, or repeat that run's options to go on with it"
                 )
-        remove_unfinished(directory / "checkpoints")
         return directory
     elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(f"out ({directory}) is not empty and holds no run")
@@ -215,14 +233,13 @@ def open_run(directory: Path | None, config: TrainConfig, world_fingerprint: str
 
 
 def fresh_run(root: Path) -> Path:
-    """Make the directory with the next free number; two processes never get the same."""
-    number = 1 + max((int(path.name) for path in root.glob("*") if path.name.isdigit()), default=0)
-    while True:
-        try:
-            (root / str(number)).mkdir(parents=True)
-        except FileExistsError:
+    """Make the directory with the next free number; of two processes at the same moment one is refused."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        number = 1 + max(numbered(root), default=0)
+        while (root / str(number)).exists():
             number += 1
-        except OSError as error:
-            raise UsageError(f"out ({root / str(number)}) cannot be written: {error.strerror}") from error
-        else:
-            return root / str(number)
+        (root / str(number)).mkdir()
+    except OSError as error:
+        raise UsageError(f"out ({root}) cannot be written: {error.strerror}") from error
+    return root / str(number)

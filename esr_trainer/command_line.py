@@ -117,6 +117,8 @@ def main(
         return fail(str(error))
     except BrokenPipeError:  # `... | head` closed stdout: nobody is left to read the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        return fail(f"{error.filename or 'a file'}: {error.strerror or error}")
     return 0
 
 

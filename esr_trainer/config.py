@@ -1,11 +1,14 @@
 """The settings that decide a run; each is named once, here, and is a command-line option and a key of a YAML file."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from esr_trainer.command_line import Options
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 EstimatorName = Literal["top1", "ca", "ca-swr", "ca-poisson", "v-swr", "v"]
 EnvironmentName = Literal["kuairec", "synthetic"]
@@ -62,7 +65,7 @@ class TrainConfig(Options):
     data: Path | None = None
     """KuaiRec's small_matrix.csv, small_matrix_gt2.npz or small_matrix_semisynthetic.npz, or the arrays of a synthetic
     world (npz); without it a simulator stands in."""
-    world_seed: NonNegativeInt = 0
+    world_seed: Seed = 0
     """Seed of a generated world; ignored with --data."""
     lsr: LateStageRankerName = "optimal"
     """Late-stage ranker: by reward, by reward with Plackett-Luce noise, at random, or worst first."""
@@ -83,19 +86,19 @@ class TrainConfig(Options):
     context; `control-variate`: a zero-mean correction by the LSR's propensities, for the others under a random LSR."""
     embedding_dim: PositiveInt = 10
     """Dimension of an expert's embeddings."""
-    init_std: PositiveFloat = 0.1
+    init_std: Positive = 0.1
     """Standard deviation of the embedding tables at the start."""
-    temperature: PositiveFloat = 1.0
+    temperature: Positive = 1.0
     """Logits are inner products divided by this."""
     optimizer: Literal["adam", "adagrad"] = "adam"
     """Optimizer of the towers."""
-    learning_rate: PositiveFloat = 0.01
+    learning_rate: Positive = 0.01
     """Learning rate of the optimizer."""
     batch: PositiveInt = 128
     """Contexts per step, drawn uniformly with replacement."""
     steps: PositiveInt = 2000
     """Gradient steps in all; a run that is taken up again may ask for more."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the initial tables and of every draw."""
     evaluate_every: PositiveInt = 100
     """Steps between two evaluations on all contexts."""

@@ -1,6 +1,7 @@
 """ENVIRONMENTS: the worlds an ESR can learn in, generated or read from a file whose content says which it is."""
 
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from esr_trainer import kuairec, synthetic
 from esr_trainer.command_line import UsageError
+from esr_trainer.whole_directory import sha256
 from esr_trainer.world import World
 
 ENVIRONMENTS: Mapping[str, Callable[[int], World]] = {
@@ -16,7 +18,7 @@ ENVIRONMENTS: Mapping[str, Callable[[int], World]] = {
 }
 """Generated worlds by name: world seed -> world."""
 
-ARCHIVES: tuple[tuple[frozenset[str], Callable[[Mapping[str, np.ndarray]], World]], ...] = (
+ARCHIVES: tuple[tuple[frozenset[str], Callable[[Mapping[str, np.ndarray], str], World]], ...] = (
     (frozenset({"gt2_bits", "user_id", "video_id"}), kuairec.binary_world),
     (frozenset({"watch_ratio_milli", "observed_bits", "user_id", "video_id"}), kuairec.semisynthetic_world),
     (frozenset(synthetic.ARRAYS), synthetic.published_world),
@@ -56,16 +58,16 @@ def read_world(path: Path) -> World:
             raise UsageError(
                 f"data ({path}) is neither an npz nor a CSV with the columns {', '.join(kuairec.CSV_COLUMNS)}"
             )
-        return kuairec.original_world(path)
+        return kuairec.original_world(path, sha256(path))
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError) as error:
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError, NotImplementedError, zlib.error) as error:
         raise UsageError(f"data ({path}) cannot be read as npz: {error}") from error
     for names, world in ARCHIVES:
         if names <= arrays.keys():
             try:
-                return world(arrays)
+                return world(arrays, sha256(path))
             except (ValueError, IndexError, RuntimeError, TypeError) as error:
                 raise UsageError(f"data ({path}): its arrays do not fit together: {error}") from error
     raise UsageError(f"data ({path}) holds the arrays {', '.join(sorted(arrays))}, which are no known world")

@@ -4,7 +4,7 @@ The loss is -mean_b sum_l w_l r_bl log p_bl. V-PG takes the probability of the d
 probability that the shown item is among any candidates. Formulas: DESIGN §4; sources: arXiv:2605.26385 §3 and App. D.
 
 Axes: B batch, M experts, N items, K positions, L slots. Everything stays in log space and nothing is subtracted that
-could cancel, so log-probabilities and gradients are finite for any finite logits.
+could cancel, so log-probabilities and gradients are finite and right for logits in [-80, 80].
 """
 
 import math

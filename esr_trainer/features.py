@@ -16,6 +16,9 @@ from esr_trainer.command_line import UsageError, note
 ID = "id"
 """The feature that every row has."""
 
+RESERVED = {ID, "file", "allow_pickle"}
+"""Names of the id itself, and of numpy's own arguments where the bags are saved."""
+
 MAX_VALUES = 500
 """A column with more distinct values than this is a number or free text, not a category."""
 
@@ -66,13 +69,15 @@ def read_features(ids: Sequence[str], path: Path) -> Features:
     if all(row is None for row in rows):
         raise UsageError(f"features ({path}): column {table.columns[0]} holds none of the {len(rows)} ids of the data")
     features = id_features(ids)
+    if reserved := RESERVED & set(table.columns[1:]):
+        raise UsageError(f"features ({path}): no column after the first may be called {', '.join(sorted(reserved))}")
     for name in table.columns[1:]:
         column = table[name].to_list()
         values = [split_values(column[row]) if row is not None else [] for row in rows]
         vocabulary = tuple(sorted({value for row in values for value in row}))
         if len(vocabulary) > MAX_VALUES:
             note(f"feature {name} of {path.name} left out: {len(vocabulary)} distinct values (at most {MAX_VALUES})")
-        elif vocabulary and name != ID:
+        elif vocabulary:
             features.vocabularies[name] = vocabulary
             features.bags[name] = pad(values, vocabulary)
     return features

@@ -8,8 +8,10 @@ tau_m solves
 
     sum_a (1 - exp(-Z_m(a))) = K_1 + ... + K_m,        pi(a) = 1 - exp(-Z_M(a)),        sum_a pi(a) = K.
 
-None of the sources has this form (DESIGN §4, ca-poisson). It is solved in float64, whose range holds the rates of any
-float32 logits that a policy has; nothing here needs an epsilon. Axes: B batch, M experts, N items, J any items.
+None of the sources has this form (DESIGN §4, ca-poisson). It is solved in float64; nothing here needs an epsilon. One
+expert's logits may have any size; with several they are held to [-80, 80], where the products of their rates still fit.
+
+Axes: B batch, M experts, N items, J any items.
 """
 
 import itertools

@@ -23,7 +23,7 @@ REWARD_NOISE = 0.3
 
 
 def watch_ratio_world(
-    watch_ratio: Tensor, context_ids: tuple[str, ...], item_ids: tuple[str, ...], description: str
+    watch_ratio: Tensor, context_ids: tuple[str, ...], item_ids: tuple[str, ...], description: str, source: str
 ) -> World:
     """The world of a dense watch_ratio matrix: clipped to [0, 10], reward = watch_ratio (1 + 0.3 Normal(0, 1)).
 
@@ -32,12 +32,13 @@ def watch_ratio_world(
         context_ids: C.
         item_ids: N.
         description: one line for people.
+        source: what decides the world.
     """
     expected = watch_ratio.clamp(0, MAX_WATCH_RATIO)
-    return World("kuairec", description, context_ids, item_ids, expected, expected, REWARD_NOISE * expected)
+    return World("kuairec", description, context_ids, item_ids, expected, expected, REWARD_NOISE * expected, source)
 
 
-def binary_world(arrays: Mapping[str, np.ndarray]) -> World:
+def binary_world(arrays: Mapping[str, np.ndarray], source: str) -> World:
     """The real labels 1{watch_ratio > 2} of every cell; the reward is the label (keys gt2_bits, user_id, video_id)."""
     context_ids, item_ids = ids_of(arrays)
     labels = torch.from_numpy(unpack(arrays["gt2_bits"], len(item_ids)).astype(np.float32))
@@ -49,10 +50,11 @@ def binary_world(arrays: Mapping[str, np.ndarray]) -> World:
         score=labels,
         expected_reward=labels,
         reward_std=torch.zeros(()).expand(labels.shape),
+        source=source,
     )
 
 
-def semisynthetic_world(arrays: Mapping[str, np.ndarray]) -> World:
+def semisynthetic_world(arrays: Mapping[str, np.ndarray], source: str) -> World:
     """A dense matrix of real and resampled watch ratios (keys watch_ratio_milli, observed_bits, user_id, video_id)."""
     context_ids, item_ids = ids_of(arrays)
     observed = unpack(arrays["observed_bits"], len(item_ids)).mean()
@@ -62,10 +64,11 @@ def semisynthetic_world(arrays: Mapping[str, np.ndarray]) -> World:
         item_ids,
         f"semi-synthetic KuaiRec, {observed:.1%} of the cells real, the rest drawn from real values: "
         f"{len(context_ids)} users x {len(item_ids)} videos",
+        source,
     )
 
 
-def original_world(path: Path) -> World:
+def original_world(path: Path, source: str) -> World:
     """The original small_matrix.csv: columns user_id, video_id, watch_ratio; unobserved cells are 0.
 
     Where a user watched a video more than once, the last row counts.
@@ -90,6 +93,7 @@ def original_world(path: Path) -> World:
         tuple(map(str, video_ids)),
         f"KuaiRec, original watch ratios of {path.name}, {len(rows) / watch_ratio.size:.1%} of the cells: "
         f"{len(user_ids)} users x {len(video_ids)} videos",
+        source,
     )
 
 
@@ -122,6 +126,7 @@ def simulated_world(num_contexts: int = 1411, num_items: int = 3327, seed: int =
         tuple(map(str, range(num_items))),
         f"simulator with KuaiRec's shape and marginals (no --data given), world seed {seed}: "
         f"{num_contexts} users x {num_items} videos",
+        f"generated, seed {seed}, {num_contexts} x {num_items}",
     )
 
 

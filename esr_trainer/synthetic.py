@@ -57,16 +57,17 @@ def synthetic_world(num_contexts: int = 1000, num_items: int = 1000, seed: int =
         "reward_std_bias": torch.tensor(1.0),
         "reward_scale": torch.tensor(10.0),
     }
-    return world_of(arrays, f"synthetic world of arXiv:2605.26385 §4.1, world seed {seed}")
+    description = f"synthetic world of arXiv:2605.26385 §4.1, world seed {seed}"
+    return world_of(arrays, description, f"generated, seed {seed}, {num_contexts} x {num_items} x {dimension}")
 
 
-def published_world(arrays: Mapping[str, np.ndarray]) -> World:
+def published_world(arrays: Mapping[str, np.ndarray], source: str) -> World:
     """The world of published arrays; keys as in `ARRAYS`."""
     tensors = {name: torch.from_numpy(np.array(arrays[name], dtype=np.float32)) for name in ARRAYS}
-    return world_of(tensors, "synthetic world from the arrays of a file")
+    return world_of(tensors, "synthetic world from the arrays of a file", source)
 
 
-def world_of(arrays: Mapping[str, Tensor], description: str) -> World:
+def world_of(arrays: Mapping[str, Tensor], description: str, source: str) -> World:
     """Work out scores and rewards from the arrays.
 
     eta = sqrt( sigmoid(a.c_a + 3) sigmoid(x.c_x + 3) ), q = 10 x^T [(1 - eta) M0 + eta Mz] a,
@@ -85,4 +86,5 @@ def world_of(arrays: Mapping[str, Tensor], description: str) -> World:
         score=score,
         expected_reward=torch.nn.functional.softplus(score) + 1,
         reward_std=torch.sigmoid(x @ arrays["reward_std_coefs"] @ a.T + arrays["reward_std_bias"]),
+        source=source,
     )

@@ -34,13 +34,13 @@ class Tower(nn.Module):
         self.tables = EmbeddingBagCollection(
             tables=[
                 EmbeddingBagConfig(
-                    name=name,
+                    name=f"feature_{index}",  # a column may be called what a module or a table may not
                     feature_names=[name],
                     num_embeddings=len(vocabulary),
                     embedding_dim=num_experts * dimension,
                     pooling=PoolingType.MEAN,
                 )
-                for name, vocabulary in features.vocabularies.items()
+                for index, (name, vocabulary) in enumerate(features.vocabularies.items())
             ]
         )
 
@@ -60,7 +60,8 @@ class Tower(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """Each feature's table, (V, M * D)."""
-        return {name: self.tables.embedding_bags[name].weight for name in self.features.bags}
+        bags = self.tables.embedding_bags
+        return {name: bags[f"feature_{index}"].weight for index, name in enumerate(self.features.bags)}
 
 
 class EarlyStageRanker(nn.Module):

@@ -33,6 +33,7 @@ from esr_trainer.policy_value import System, optimal_value, popularity_value, re
 from esr_trainer.slots import SLOT_WEIGHTS
 from esr_trainer.towers import EarlyStageRanker
 from esr_trainer.variance_reduction import GRPO_SHIFT, ContextBaseline, control_variate, group_normalised
+from esr_trainer.whole_directory import remove_unfinished
 from esr_trainer.world import World
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
@@ -43,7 +44,7 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss is nan or infinite: a bug in an estimator or a reward that is not finite."""
+    """The loss or its gradient is nan or infinite: a bug in an estimator, or a reward that is not finite."""
 
 
 def system_of(config: TrainConfig) -> System:
@@ -75,7 +76,7 @@ class Trainer:
         """One gradient step on one batch of contexts.
 
         Raises:
-            NonFiniteLossError: the loss is not finite; no parameter was changed.
+            NonFiniteLossError: the loss or its gradient is not finite; no parameter was changed.
         """
         config, system = self.config, system_of(self.config)
         group = GROUP if config.variance_reduction == "grpo" else 1
@@ -88,10 +89,13 @@ class Trainer:
             raise NonFiniteLossError(f"step {self.step + 1}: loss of estimator {config.estimator} is {loss.item()}")
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        norm = gradient_norm(self.policy)
+        if not math.isfinite(norm):
+            raise NonFiniteLossError(f"step {self.step + 1}: gradient of estimator {config.estimator} has norm {norm}")
         self.optimizer.step()
         self.step += 1
         if self.step == config.steps or self.step % config.evaluate_every == 0:
-            self.metrics |= step_metrics(loss, logits, self.policy)
+            self.metrics |= step_metrics(loss, norm, logits)
 
     def weighted_log_prob(self, contexts: torch.Tensor, logits: torch.Tensor, round_: Round) -> torch.Tensor:
         """Log-probability times reward, with the settings' variance reduction: (B,), (B, M, N) -> (B, L)."""
@@ -140,17 +144,22 @@ class Trainer:
         return directory
 
 
-def step_metrics(loss: torch.Tensor, logits: torch.Tensor, policy: EarlyStageRanker) -> dict[str, float]:
+def gradient_norm(policy: EarlyStageRanker) -> float:
+    """Euclidean norm of the gradient over all tables."""
+    gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def step_metrics(loss: torch.Tensor, norm: float, logits: torch.Tensor) -> dict[str, float]:
     """What a step says of itself; see METRICS.
 
     The effective number of items of an expert in a context is exp of its softmax's entropy: N when the policy is
     uniform, 1 when one item takes everything.
     """
     log_softmax = logits.detach().log_softmax(dim=2)
-    gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
     return {
         "loss": loss.item(),
-        "gradient_norm": float(torch.nn.utils.get_total_norm(gradients)),
+        "gradient_norm": norm,
         "effective_items": float((-(log_softmax.exp() * log_softmax).sum(dim=2)).exp().mean()),
     }
 
@@ -237,7 +246,7 @@ def train(trainer: Trainer, run: Path, report: Callable[[Trainer], None], stop: 
 
     Args:
         trainer: from `prepare`.
-        run: its run directory.
+        run: its run directory; nobody else may write there.
         report: called after every step and evaluation.
         stop: asked after every step; True saves and ends the run early.
 
@@ -248,6 +257,7 @@ def train(trainer: Trainer, run: Path, report: Callable[[Trainer], None], stop: 
         NonFiniteLossError: names the step, the estimator and the last good checkpoint.
     """
     config = trainer.config
+    remove_unfinished(run / "checkpoints")
     metrics = MetricsLog(run, trainer.step)
     while trainer.step < config.steps and not stop():
         try:

@@ -1,11 +1,15 @@
 """Directories that are there whole or not at all: a temporary name, fsync, rename, and a SHA-256 of every file."""
 
+import fcntl
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from esr_trainer.command_line import UsageError
 
 TEMPORARY = ".unfinished-"
 """Prefix of a directory that is being written; one that a killed process left is removed by the next writer."""
@@ -34,6 +38,29 @@ def written_whole(target: Path) -> Iterator[Path]:
     fsync(target.parent)
 
 
+@contextmanager
+def sole_writer(directory: Path) -> Iterator[None]:
+    """Hold a directory for one writer; the lock goes with the process, so a killed one leaves nothing behind.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    descriptor = os.open(directory / ".lock", os.O_CREAT | os.O_RDWR, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(f"out ({directory}): another process is writing there") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def numbered(parent: Path) -> list[int]:
+    """The positive integers, written without leading zeros, that name entries of a directory."""
+    return [int(path.name) for path in parent.glob("*") if re.fullmatch(r"[1-9][0-9]*", path.name)]
+
+
 def fsync(path: Path) -> None:
     """Have the disk hold a file, or a directory's entries."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -41,6 +68,13 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def remove_whole(target: Path) -> None:
+    """Remove a directory so that a kill in the middle leaves no part of it under its name."""
+    doomed = target.parent / f"{TEMPORARY}{target.name}-removed"
+    target.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def remove_unfinished(parent: Path) -> None:

@@ -5,7 +5,6 @@ Axes: C contexts, N items, B batch, J any number of items per context.
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,6 +28,26 @@ class World:
     """(C, N) float32, at least 0."""
     reward_std: Tensor
     """(C, N) float32, at least 0; may be a broadcast view."""
+    source: str
+    """What decides it: a generator's name, seed and shape, or the SHA-256 of a file. Not the values: processors differ
+    in the last bit of what they compute."""
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit.
+
+        Raises:
+            ValueError: shapes differ, an id comes twice, or a value is not finite.
+        """
+        shape = (len(self.context_ids), len(self.item_ids))
+        for name in ("score", "expected_reward", "reward_std"):
+            values = getattr(self, name)
+            if values.shape != shape:
+                raise ValueError(f"{name} has shape {tuple(values.shape)}, not {shape} like the ids")
+            if not values.isfinite().all():
+                raise ValueError(f"{name} has values that are not finite")
+        for name, ids in (("context", self.context_ids), ("item", self.item_ids)):
+            if len(set(ids)) < len(ids):
+                raise ValueError(f"a {name} id comes twice")
 
     @property
     def num_contexts(self) -> int:
@@ -53,10 +72,7 @@ class World:
         noise = torch.randn(items.shape, generator=generator)
         return self.expected_rewards(contexts, items) + self.reward_std[contexts[:, None], items] * noise
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 of the ids and rewards: two runs can be compared when it is the same."""
-        digest = hashlib.sha256("\n".join((*self.context_ids, "", *self.item_ids)).encode())
-        for values in (self.score, self.expected_reward, self.reward_std):
-            digest.update(values.numpy().tobytes())
-        return digest.hexdigest()
+        """SHA-256 of what decides the world: two runs can be compared when it is the same."""
+        return hashlib.sha256(f"{self.environment}: {self.source}".encode()).hexdigest()

@@ -1,5 +1,9 @@
 """Publish a trained early-stage ranker as a bundle (ONNX towers, FAISS index, ids) and answer with it over gRPC."""
 
+import os
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported: its core prints lines beside one-line errors
+
 from serving.retriever import Retriever
 
 __all__ = ["Retriever"]

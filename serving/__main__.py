@@ -1,6 +1,5 @@
 """`python -m serving`: export a run as a bundle, serve it, ask for candidates."""
 
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,10 +8,8 @@ from typing import Any
 from pydantic import Field, NonNegativeInt, PositiveFloat
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # gRPC's core would print its own lines beside our one-line errors
-
 from esr_trainer.command_line import Command, Options, UsageError, main, note, show
-from serving.errors import ServingError
+from serving.errors import BundleCorruptError, BundleUnusableError, ServingError
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -65,7 +62,10 @@ class Serve(Command):
             if self.as_json:
                 self.print_json({"address": address, "model_id": model_id, "version": bundle.version})
 
-        asyncio.run(serve(self.root, self.host, self.port, ready))
+        try:
+            asyncio.run(serve(self.root, self.host, self.port, ready))
+        except (BundleUnusableError, BundleCorruptError) as error:
+            raise UsageError(f"bundles ({self.root}): {error}") from error
 
 
 class Retrieve(Command):
@@ -77,7 +77,7 @@ class Retrieve(Command):
     """Number of candidates."""
     address: str = DEFAULT_ADDRESS
     """host:port of the server."""
-    seconds: PositiveFloat = 5.0
+    seconds: PositiveFloat = Field(default=5.0, le=3600)
     """Deadline of the call."""
 
     def run(self) -> Mapping[str, Any]:

@@ -8,6 +8,7 @@ Axes: C contexts, N items, M experts, D embedding dimension, Q golden queries, K
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,8 @@ class Bundle:
 
 def latest_version(root: Path) -> int:
     """The highest integer version under a bundle root."""
-    versions = [int(path.name) for path in root.glob("*") if path.name.isdigit() and (path / MANIFEST).is_file()]
+    names = [path.name for path in root.glob("*") if (path / MANIFEST).is_file()]
+    versions = [int(name) for name in names if re.fullmatch(r"[1-9][0-9]*", name)]
     if not versions:
         raise BundleUnusableError("no bundle: the root holds no <integer>/manifest.json")
     return max(versions)
@@ -140,7 +142,10 @@ def verified_bytes(directory: Path, manifest: Manifest, name: str) -> bytes:
         raise BundleCorruptError(f"{name} is missing")
     if path.stat().st_size != expected.size:
         raise BundleCorruptError(f"{name} has {path.stat().st_size} bytes, not {expected.size}")
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BundleUnusableError(f"{name} cannot be read: {error.strerror}") from error
     if hashlib.sha256(content).hexdigest() != expected.sha256:
         raise BundleCorruptError(f"{name} was changed: its SHA-256 differs from the manifest's")
     return content
@@ -188,11 +193,15 @@ def check_fit(bundle: Bundle) -> None:
         ("index dimension", bundle.index.d, manifest.embedding_dim),
         ("index metric", bundle.index.metric_type, faiss.METRIC_INNER_PRODUCT),
         ("user tower inputs", sorted(i.name for i in bundle.user_tower.get_inputs()), sorted(bundle.context_features)),
+        ("golden queries", sorted(bundle.golden), ["candidates", "contexts", "scores"]),
         *(("context feature rows", len(bags), manifest.num_contexts) for bags in bundle.context_features.values()),
     )
     for name, found, expected in facts:
         if found != expected:
             raise BundleCorruptError(f"{name}: {found}, not {expected} as the manifest says")
+    queries = (len(bundle.golden["contexts"]), manifest.num_candidates)
+    if not bundle.golden["candidates"].shape == bundle.golden["scores"].shape == queries:
+        raise BundleCorruptError(f"golden queries: their arrays are not {queries}")
 
 
 def session(model: bytes) -> ort.InferenceSession:

@@ -26,7 +26,10 @@ def retrieve(address: str, context_id: str, num_candidates: int, seconds: float 
     Raises:
         CallError: one line with the status and the server's message.
     """
-    request = retrieval_pb2.RetrieveRequest(context_id=context_id, num_candidates=num_candidates)
+    try:
+        request = retrieval_pb2.RetrieveRequest(context_id=context_id, num_candidates=num_candidates)
+    except ValueError as error:  # not UTF-8, or not an unsigned 32-bit integer
+        raise CallError(f"context_id ({context_id!a}) or num_candidates ({num_candidates}) cannot be sent") from error
     with grpc.insecure_channel(address) as channel:
         try:
             response = retrieval_pb2_grpc.RetrievalServiceStub(channel).Retrieve(request, timeout=seconds)

@@ -18,7 +18,7 @@ from esr_trainer.command_line import UsageError
 from esr_trainer.features import ID, Features
 from esr_trainer.policy import expert_of_position, greedy_candidates, quotas
 from esr_trainer.towers import EarlyStageRanker, Tower
-from esr_trainer.whole_directory import remove_unfinished, sha256, written_whole
+from esr_trainer.whole_directory import numbered, remove_unfinished, sha256, sole_writer, written_whole
 from serving import bundle
 from serving.bundle import Manifest
 from serving.retriever import Retriever
@@ -63,31 +63,37 @@ def export(run: Path, root: Path) -> Path:
     """
     checkpoint = Checkpoint(run)
     policy = checkpoint.policy().eval()
-    contexts, items = policy.context_tower.features, policy.item_tower.features
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"out ({root}) cannot be written: {error.strerror}") from error
-    remove_unfinished(root)
-    version = 1 + max((int(path.name) for path in root.glob("*") if path.name.isdigit()), default=0)
-    with written_whole(root / str(version)) as directory:
-        with torch.no_grad():
-            write_tower(
-                directory / bundle.USER_TOWER, ExportedTower(policy.context_tower, 1 / policy.temperature), contexts
-            )
-            write_tower(directory / bundle.ITEM_TOWER, ExportedTower(policy.item_tower), items)
-            write_index(directory / bundle.INDEX, policy)
-            write_golden_queries(directory / bundle.GOLDEN, policy, checkpoint.config.candidates)
-        np.save(directory / bundle.ITEM_IDS, np.array(items.ids), allow_pickle=False)
-        np.save(directory / bundle.CONTEXT_IDS, np.array(contexts.ids), allow_pickle=False)
-        np.savez_compressed(directory / bundle.CONTEXT_FEATURES, allow_pickle=False, **contexts.bags)
-        (directory / bundle.VOCABULARIES).write_text(
-            json.dumps({"context": values_without_ids(contexts), "item": values_without_ids(items)})
-        )
-        (directory / "MODEL_CARD.md").write_text(model_card(checkpoint))
-        write_manifest(directory, checkpoint, policy)
-        check_served_is_trained(directory, version, policy, checkpoint.config.candidates)
+    with sole_writer(root):
+        remove_unfinished(root)
+        version = 1 + max(numbered(root), default=0)
+        with written_whole(root / str(version)) as directory:
+            write_bundle(directory, checkpoint, policy)
+            check_served_is_trained(directory, version, policy, checkpoint.config.candidates)
     return root / str(version)
+
+
+def write_bundle(directory: Path, checkpoint: Checkpoint, policy: EarlyStageRanker) -> None:
+    """Write every file of a bundle, the manifest last."""
+    contexts, items = policy.context_tower.features, policy.item_tower.features
+    with torch.no_grad():
+        write_tower(
+            directory / bundle.USER_TOWER, ExportedTower(policy.context_tower, 1 / policy.temperature), contexts
+        )
+        write_tower(directory / bundle.ITEM_TOWER, ExportedTower(policy.item_tower), items)
+        write_index(directory / bundle.INDEX, policy)
+        write_golden_queries(directory / bundle.GOLDEN, policy, checkpoint.config.candidates)
+    np.save(directory / bundle.ITEM_IDS, np.array(items.ids), allow_pickle=False)
+    np.save(directory / bundle.CONTEXT_IDS, np.array(contexts.ids), allow_pickle=False)
+    np.savez_compressed(directory / bundle.CONTEXT_FEATURES, allow_pickle=False, **contexts.bags)
+    (directory / bundle.VOCABULARIES).write_text(
+        json.dumps({"context": values_without_ids(contexts), "item": values_without_ids(items)})
+    )
+    (directory / "MODEL_CARD.md").write_text(model_card(checkpoint))
+    write_manifest(directory, checkpoint, policy)
 
 
 def write_tower(path: Path, tower: ExportedTower, features: Features) -> None:

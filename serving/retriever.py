@@ -18,6 +18,10 @@ SCORE_TOLERANCE = 1e-3
 """How far a golden query's scores may be from the exporting machine's, relative to the largest."""
 
 
+SWAPPED = 0.02
+"""Share of the golden queries' items that may differ: items whose scores tie can swap on another processor."""
+
+
 class Candidates(NamedTuple):
     """The candidates of one context, in the order of the positions."""
 
@@ -118,14 +122,17 @@ class Retriever:
         return rows, scores, experts
 
     def check_golden_queries(self) -> None:
-        """Answer the golden queries; the scores must be those of the model that was exported.
+        """Answer the golden queries; items and scores must be those of the model that was exported.
 
         Raises:
-            BundleCorruptError: a score differs by more than rounding explains.
+            BundleCorruptError: more items or larger scores differ than ties and rounding explain.
         """
         golden = self.bundle.golden
         expected = golden["scores"]
-        _, scores, _ = self.pick(self.embed(golden["contexts"]), expected.shape[1])
+        rows, scores, _ = self.pick(self.embed(golden["contexts"]), expected.shape[1])
+        other = float((rows != golden["candidates"]).mean())
+        if other > SWAPPED:
+            raise BundleCorruptError(f"golden queries are answered otherwise: {other:.0%} of the items differ")
         if not np.allclose(scores, expected, rtol=0, atol=SCORE_TOLERANCE * max(1.0, float(np.abs(expected).max()))):
             worst = float(np.abs(scores - expected).max())
             raise BundleCorruptError(f"golden queries are answered otherwise: scores differ by up to {worst:.2g}")

@@ -41,6 +41,7 @@ async def serve(root: Path, host: str, port: int, ready: Callable[[Retriever, st
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    host = f"[{host}]" if ":" in host else host  # IPv6
     try:
         bound = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError as error:

@@ -28,6 +28,14 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Any:
+    report = yield
+    if report.skipped and collector.config.getoption("--fail-on-skip"):
+        report.outcome = "failed"
+    return report
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data and golden numbers."""

@@ -8,7 +8,7 @@ from esr_trainer.world import World
 
 # Two contexts, four items. Popular: mean rewards 3, 2.5, 2, 0.5.
 REWARDS = torch.tensor([[6.0, 1.0, 4.0, 0.0], [0.0, 4.0, 0.0, 1.0]])
-WORLD = World("kuairec", "by hand", ("x", "y"), ("a", "b", "c", "d"), REWARDS, REWARDS, torch.zeros(2, 4))
+WORLD = World("kuairec", "by hand", ("x", "y"), ("a", "b", "c", "d"), REWARDS, REWARDS, torch.zeros(2, 4), "by hand")
 
 
 def system(lsr: str, num_candidates: int, num_slots: int, weights: str = "sum") -> System:
@@ -47,6 +47,7 @@ def test_uniform_is_the_mean_over_random_candidates() -> None:
         ("a", "b", "c", "d"),
         *[REWARDS.repeat(600, 1)] * 2,
         torch.zeros(1200, 4),
+        "by hand",
     )
     assert uniform_value(many, system("optimal", 1, 1)) == pytest.approx(16 / 8, abs=0.1)
     # K = 4 takes everything: nothing is random.

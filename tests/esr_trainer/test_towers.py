@@ -38,6 +38,16 @@ def test_unusable_features_are_refused(text: str, tmp_path: Path) -> None:
         read_features(("1", "2"), write(tmp_path / "users.csv", text))
 
 
+def test_a_column_may_have_any_name_but_the_reserved(tmp_path: Path) -> None:
+    features = read_features(("1", "2"), write(tmp_path / "users.csv", "user,type,a.b,keys\n1,x,y,z\n2,v,w,u\n"))
+    assert EarlyStageRanker(features, features, 1, 2)(torch.tensor([0, 1])).shape == (2, 1, 2)
+    save_features(features, tmp_path, "context")
+    assert load_features(tmp_path, "context").vocabularies == features.vocabularies
+    for name in ("id", "file", "allow_pickle"):
+        with pytest.raises(UsageError, match=f"no column after the first may be called {name}"):
+            read_features(("1",), write(tmp_path / "users.csv", f"user,{name}\n1,x\n"))
+
+
 def test_a_tower_sums_the_features_means(tmp_path: Path) -> None:
     path = write(tmp_path / "items.csv", 'id_column,feat\n3,"[27, 9]"\n1,[8]\n')
     policy = EarlyStageRanker(id_features(("x",)), read_features(("1", "2", "3"), path), num_experts=2, dimension=3)

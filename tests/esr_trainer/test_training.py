@@ -15,12 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from esr_trainer.__main__ import command_line
-from esr_trainer.checkpoint import Checkpoint, checkpoints
+from esr_trainer.checkpoint import Checkpoint, checkpoints, keep_last_and_best
 from esr_trainer.command_line import UsageError
 from esr_trainer.config import TrainConfig
+from esr_trainer.environments import open_world
 from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.metrics import METRICS
-from esr_trainer.training import NonFiniteLossError, prepare, step_metrics, train
+from esr_trainer.training import NonFiniteLossError, greedy_values, prepare, step_metrics, system_of, train
+from esr_trainer.whole_directory import sole_writer
 from tests.conftest import ROOT, last_json, run_module
 
 SMALL = ["--environment", "synthetic", "--candidates", "10", "--experts", "2"]
@@ -123,9 +125,48 @@ def test_sigterm_saves_and_ends_well(tmp_path: Path) -> None:
 
 
 def test_only_the_last_and_the_best_checkpoint_are_kept(tmp_path: Path) -> None:
-    out = run(tmp_path / "run", "--steps", "50", "--checkpoint-every", "10", "--evaluate-every", "10")
-    assert 1 <= len(checkpoints(out)) <= 2
-    assert checkpoints(out)[-1].name == "00000050"
+    for step, value in ((10, 3.0), (20, 7.0), (30, 5.0), (100000000, 6.0)):
+        directory = tmp_path / "checkpoints" / f"{step:08d}"
+        directory.mkdir(parents=True)
+        (directory / "checkpoint.json").write_text(json.dumps({"metrics": {"policy_value": value}}))
+    keep_last_and_best(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000020", "100000000"]
+
+
+def test_a_checkpoints_policy_value_is_of_its_step(tmp_path: Path) -> None:
+    out = run(tmp_path / "run", "--steps", "40", "--checkpoint-every", "15", "--evaluate-every", "20")
+    world = open_world("synthetic", None, 0)
+    for path in checkpoints(out):
+        checkpoint = Checkpoint(path)
+        values = greedy_values(world, system_of(checkpoint.config), checkpoint.policy())
+        assert float(values.mean()) == pytest.approx(checkpoint.description.metrics["policy_value"], abs=1e-5)
+
+
+def test_what_a_user_puts_beside_the_checkpoints_stays(tmp_path: Path) -> None:
+    out = run(tmp_path / "run", "--steps", "4", "--checkpoint-every", "2")
+    (out / "checkpoints" / "00000004-backup").mkdir()
+    run(out, "--steps", "8", "--checkpoint-every", "2")
+    assert (out / "checkpoints" / "00000004-backup").is_dir()
+    assert checkpoints(out)[-1].name == "00000008"
+
+
+def test_two_processes_do_not_write_to_one_run(tmp_path: Path, refused: Callable[[int], str]) -> None:
+    out = run(tmp_path / "run", "--steps", "2", "--checkpoint-every", "7")
+    again = [*SMALL, "--steps", "4", "--checkpoint-every", "7", "--out", str(out)]
+    with sole_writer(out):
+        assert "another process is writing there" in refused(command_line(again))
+    assert command_line(again) == 0
+
+
+def test_a_disk_that_is_full_is_one_line_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "esr_trainer", *SMALL, "--steps", "2", "--out", str(out)]
+    limited = ["bash", "-c", 'ulimit -f 20; exec "$@"', "bash", *command]  # files of 20 KiB at most
+    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: checkpoint (")
+    assert "Traceback" not in done.stderr
+    assert not any(path.is_dir() for path in (out / "checkpoints").glob("*"))
 
 
 def test_yaml_is_below_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,12 +203,7 @@ def test_metrics_of_every_evaluation_survive_a_resume(tmp_path: Path) -> None:
 
 def test_effective_items_of_a_uniform_and_of_a_sure_policy() -> None:
     logits = torch.stack([torch.zeros(8), torch.tensor([100.0, *[0.0] * 7])])[:, None]
-    policy = torch.nn.Linear(1, 1)
-    policy.weight.grad = torch.tensor([[3.0]])
-    policy.bias.grad = torch.tensor([4.0])
-    found = step_metrics(torch.tensor(1.0), logits, policy)  # type: ignore[arg-type]
-    assert found["effective_items"] == pytest.approx((8 + 1) / 2)
-    assert found["gradient_norm"] == pytest.approx(5)
+    assert step_metrics(torch.tensor(1.0), 5.0, logits)["effective_items"] == pytest.approx((8 + 1) / 2)
 
 
 def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,6 +233,9 @@ def environment() -> dict[str, str]:
         (["--steps", "many"], "steps (many)"),
         (["--learning-rate", "-1"], "learning_rate (-1)"),
         (["--wrong", "1"], "--wrong"),
+        (["--temperature", "inf"], "temperature (inf)"),
+        (["--seed", str(2**64)], "seed (18446744073709551616)"),
+        (["--config"], "config"),
         (["--data", "missing.npz"], "data (missing.npz) is not a file"),
         (["--config", "missing.yaml"], "config (missing.yaml)"),
         (["--item-features", "missing.csv"], "features (missing.csv) is not a file"),
@@ -212,10 +251,10 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["pyproject.toml"]
 
 
-@pytest.mark.parametrize("text", ["steps: [1", "- steps", "unknown: 1", "steps: -1"])
+@pytest.mark.parametrize("text", ["steps: [1", "- steps", "unknown: 1", "steps: -1", "\xff"])
 def test_a_bad_configuration_file_is_one_line(text: str, tmp_path: Path, refused: Callable[[int], str]) -> None:
     path = tmp_path / "run.yaml"
-    path.write_text(text)
+    path.write_bytes(text.encode("latin-1"))
     refused(command_line(["--config", str(path)]))
 
 
@@ -262,6 +301,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_last_good_checkpoi
 
     with pytest.raises(NonFiniteLossError, match=r"step 6: loss of estimator top1 is nan; last good .*00000004"):
         train(trainer, directory, break_world, lambda: False)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
+    trainer, _ = prepare(TrainConfig(environment="synthetic", candidates=5, experts=1), tmp_path / "run")
+    before = [parameter.detach().clone() for parameter in trainer.policy.parameters()]
+    next(trainer.policy.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NonFiniteLossError, match="step 1: gradient of estimator top1"):
+        trainer.advance()
+    assert all(torch.equal(old, new) for old, new in zip(before, trainer.policy.parameters(), strict=True))
 
 
 def test_features_train_and_resume(shared: Path, tmp_path: Path) -> None:

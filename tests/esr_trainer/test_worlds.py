@@ -55,7 +55,7 @@ def test_synthetic_world_of_one_dimension_by_hand() -> None:
     arrays |= {"context_reactiveness_coef": torch.tensor([-2.0]), "item_reactiveness_coef": torch.tensor([1.0])}
     arrays |= {"context_reactiveness_bias": torch.tensor(3.0), "item_reactiveness_bias": torch.tensor(3.0)}
     arrays |= {"reward_std_bias": torch.tensor(1.0), "reward_scale": torch.tensor(10.0)}
-    world = synthetic.world_of(arrays, "by hand")
+    world = synthetic.world_of(arrays, "by hand", "by hand")
     eta = [math.sqrt(0.7310586 * 0.9820138), math.sqrt(0.7310586 * 0.8807971)]
     scores = [10 * (1 - 2 * eta[0]), -10 * (1 - 2 * eta[1])]
     torch.testing.assert_close(world.score, torch.tensor([scores]), rtol=0, atol=1e-5)
@@ -125,6 +125,27 @@ def of_arrays_that_do_not_fit(path: Path) -> None:
     np.savez(path, gt2_bits=np.zeros(3, np.uint8), user_id=np.arange(3), video_id=np.arange(8))
 
 
+def of_fewer_rows_than_users(path: Path) -> None:
+    np.savez(path, gt2_bits=np.zeros((3, 1), np.uint8), user_id=np.arange(5), video_id=np.arange(8))
+
+
+def of_a_user_twice(path: Path) -> None:
+    np.savez(path, gt2_bits=np.zeros((3, 1), np.uint8), user_id=np.array([4, 5, 4]), video_id=np.arange(8))
+
+
+def of_flipped_bits(path: Path) -> None:
+    np.savez_compressed(path, gt2_bits=np.arange(900, dtype=np.uint8).reshape(3, 300), user_id=np.arange(3))
+    content = bytearray(path.read_bytes())
+    content[60:70] = b"\xff" * 10
+    path.write_bytes(content)
+
+
+def of_nan(path: Path) -> None:
+    bits, ids = np.zeros((2, 1), np.uint8), np.arange(2)
+    watch_ratio = np.array([[1.0, np.nan], [1.0, 1.0]])
+    np.savez(path, watch_ratio_milli=watch_ratio, observed_bits=bits, user_id=ids, video_id=ids)
+
+
 def of_other_columns(path: Path) -> None:
     path.write_text("user,video\n1,2\n")
 
@@ -152,6 +173,10 @@ def without_rows(path: Path) -> None:
         of_other_arrays,
         of_objects,
         of_arrays_that_do_not_fit,
+        of_fewer_rows_than_users,
+        of_a_user_twice,
+        of_flipped_bits,
+        of_nan,
         of_other_columns,
         of_words,
         with_holes,

@@ -66,6 +66,23 @@ def test_an_index_that_answers_otherwise_is_refused(copied: Path) -> None:
         Retriever.open(copied)
 
 
+def test_an_index_of_swapped_items_is_refused(copied: Path) -> None:
+    index = faiss.deserialize_index(np.frombuffer((copied / "1" / "items.faiss").read_bytes(), np.uint8))
+    vectors = index.reconstruct_n(0, 3000).reshape(3, 1000, 10)
+    swapped = faiss.IndexFlatIP(10)
+    swapped.add(np.ascontiguousarray(vectors[:, ::-1]).reshape(3000, 10))  # the same scores, of other items
+    rewrite(copied / "1", "items.faiss", faiss.serialize_index(swapped).tobytes())
+    with pytest.raises(BundleCorruptError, match="of the items differ"):
+        Retriever.open(copied)
+
+
+def test_golden_queries_of_other_arrays_are_refused(copied: Path) -> None:
+    np.savez(copied / "golden.npz", contexts=np.arange(3))
+    rewrite(copied / "1", "golden_queries.npz", (copied / "golden.npz").read_bytes())
+    with pytest.raises(BundleCorruptError, match="golden queries"):
+        Retriever.open(copied)
+
+
 def test_an_index_header_that_promises_more_than_its_bytes_is_refused(copied: Path) -> None:
     content = bytearray((copied / "1" / "items.faiss").read_bytes())
     content[8:16] = (1 << 60).to_bytes(8, "little")  # ntotal
@@ -103,7 +120,9 @@ def test_a_manifest_that_is_none_is_refused(text: str, copied: Path) -> None:
 def test_the_highest_version_with_a_manifest_is_served(copied: Path) -> None:
     shutil.copytree(copied / "1", copied / "10")
     (copied / "11").mkdir()
-    (copied / "latest").mkdir()
+    for name in ("latest", "²", "012"):
+        (copied / name).mkdir()
+        (copied / name / "manifest.json").write_text("{}")
     assert latest_version(copied) == 10
     assert Retriever.open(copied).bundle.version == 10
     assert Retriever.open(copied, version=1).bundle.version == 1

@@ -12,7 +12,7 @@ from esr_trainer.command_line import UsageError, main
 from esr_trainer.features import id_features, read_features
 from esr_trainer.policy import greedy_candidates
 from esr_trainer.towers import EarlyStageRanker
-from esr_trainer.whole_directory import TEMPORARY, sha256
+from esr_trainer.whole_directory import TEMPORARY, sha256, sole_writer
 from serving import export as exporting
 from serving.__main__ import Serving
 from serving.bundle import REQUIRED
@@ -104,14 +104,14 @@ def test_nothing_is_published_when_what_is_served_is_not_what_was_trained(
     monkeypatch.setattr(exporting, "write_index", write_other_index)
     with pytest.raises(Exception, match="golden queries"):
         export(trained_run, tmp_path)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_versions_count_up_and_leftovers_go(trained_run: Path, tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / f"{TEMPORARY}3-1").mkdir()
     assert export(trained_run, tmp_path) == tmp_path / "8"
-    assert {path.name for path in tmp_path.iterdir()} == {"7", "8"}
+    assert {path.name for path in tmp_path.iterdir()} == {"7", "8", ".lock"}
 
 
 def test_a_checkpoint_directory_can_be_exported(trained_run: Path, tmp_path: Path) -> None:
@@ -123,5 +123,7 @@ def test_bad_runs_are_one_line(tmp_path: Path, trained_run: Path, refused: Calla
         return main(Serving, "python -m serving", ["export", *map(str, arguments)], refusals=(UsageError,))
 
     assert "holds no checkpoint" in refused(command(tmp_path))
+    with sole_writer(tmp_path):
+        assert "another process is writing there" in refused(command(trained_run, "--out", tmp_path))
     (tmp_path / "file").write_text("")
     assert "cannot be written" in refused(command(trained_run, "--out", tmp_path / "file"))

@@ -1,5 +1,6 @@
 """A real server process, called over the wire."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -91,15 +92,25 @@ def test_the_process_never_loads_torch(bundles: Path) -> None:
     assert run_module("timeit", "-n1", "-r1", program, env={"PATH": ""}).returncode == 0, sys.executable
 
 
-def test_sigterm_ends_well(bundles: Path) -> None:
-    with serving(bundles) as (process, address):
+def test_sigterm_says_so_to_whoever_watches_and_ends_well(bundles: Path) -> None:
+    with serving(bundles) as (process, address), grpc.insecure_channel(address) as channel:
         client.retrieve(address, "5", 10)
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=30)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         process.send_signal(signal.SIGTERM)
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
         assert process.wait(timeout=20) == 0
 
 
+def test_ipv6(bundles: Path) -> None:
+    with serving(bundles, "--host", "::1") as (_, address):
+        assert len(client.retrieve(address, "5", 3)[0].item_ids) == 3
+
+
 def test_a_port_in_use_is_one_line(server: str, bundles: Path) -> None:
-    done = run_module("serving", "serve", bundles, "--port", server.rpartition(":")[2])
+    env = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}
+    done = run_module("serving", "serve", bundles, "--port", server.rpartition(":")[2], env=env, timeout=60)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [f"error: address ({server}) cannot be listened on: is the port in use?"]
 
@@ -114,7 +125,7 @@ def test_a_changed_byte_keeps_the_server_from_starting(bundles: Path, tmp_path: 
     path.write_bytes(content)
     done = run_module("serving", "serve", tmp_path / "bundles", "--port", "0")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: items.faiss was changed")
+    assert done.stderr.startswith(f"error: bundles ({tmp_path / 'bundles'}): items.faiss was changed")
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -133,3 +144,4 @@ def test_the_clients_errors_are_one_line(server: str, refused: Callable[[int], s
     assert "UNAVAILABLE" in refused(command("retrieve", "--context-id", "5", "--address", "127.0.0.1:1"))
     assert "k (-1)" in refused(command("retrieve", "--context-id", "5", "-k", "-1", "--address", server))
     assert "--context-id" in refused(command("retrieve"))
+    assert "cannot be sent" in refused(command("retrieve", "--context-id", "\udcff", "--address", server))
