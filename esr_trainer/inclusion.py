@@ -27,7 +27,7 @@ from esr_trainer.policy import quotas
 ROUGH = 1e-4
 """Error of log(arrivals) at which the first iteration hands over."""
 
-MAX_STEPS = 12
+MAX_STEPS = 6
 """Steps of the first iteration; a context that needs more is unusual and left to the second."""
 
 FINE = 1e-4

@@ -21,7 +21,7 @@ def plot_runtime(rows: Sequence[Timing], path: Path) -> None:
         offsets = [group + (position - len(names) / 2 + 0.5) / (len(names) + 1) for group in range(len(groups))]
         axes.bar(offsets, heights, width=1 / (len(names) + 1), label="top1, ca-swr" if name == "ca-swr" else name)
     axes.axhline(1, color="black", linewidth=0.8)
-    axes.set_xticks(range(len(groups)), [f"N={n:,}\nK={k} L={slots} M={m}" for n, k, slots, m in groups], fontsize=8)
+    axes.set_xticks(range(len(groups)), [f"N={n:,}\nK={k}\nL={slots}\nM={m}" for n, k, slots, m in groups], fontsize=8)
     axes.set_ylabel("training step / floor of one expert")
     axes.set_title("Runtime of a training step, one thread, batch 128, 10 dimensions")
     axes.legend(ncols=len(names), fontsize=8)
