@@ -23,6 +23,8 @@ from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.metrics import METRICS
 from esr_trainer.training import NonFiniteLossError, greedy_values, prepare, step_metrics, system_of, train
 from esr_trainer.whole_directory import sole_writer
+from serving import Retriever
+from serving.export import export
 from tests.conftest import ROOT, last_json, run_module
 
 SMALL = ["--environment", "synthetic", "--candidates", "10", "--experts", "2"]
@@ -312,7 +314,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(old, new) for old, new in zip(before, trainer.policy.parameters(), strict=True))
 
 
-def test_features_train_and_resume(shared: Path, tmp_path: Path) -> None:
+def test_features_train_resume_and_are_served(shared: Path, tmp_path: Path) -> None:
     kuairec = shared / "data" / "kuairec"
     options = ["--data", str(kuairec / "small_matrix_gt2.npz"), "--experts", "2", "--candidates", "10"]
     options += ["--context-features", str(kuairec / "user_features.csv")]
@@ -321,4 +323,8 @@ def test_features_train_and_resume(shared: Path, tmp_path: Path) -> None:
     assert command_line([*options, "--steps", "4"]) == 0
     policy = Checkpoint(tmp_path / "run").policy()
     assert "user_active_degree" in policy.context_tower.features.bags
+    export(tmp_path / "run", tmp_path / "bundles")  # publishes only if what is served is what was trained
+    retriever = Retriever.open(tmp_path / "bundles")
+    assert len(retriever.retrieve("14", 10).item_ids) == 10
+    assert "user_active_degree" in retriever.bundle.context_features
     assert policy.item_tower.features.bags["feat"].shape == (3327, 4)
