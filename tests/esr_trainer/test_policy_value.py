@@ -31,6 +31,7 @@ def test_replay_sums_the_weighted_slots_of_every_context() -> None:
 
 def test_optimum_takes_the_best_of_all_items() -> None:
     assert optimal_value(WORLD, system("anti", 2, 2)) == pytest.approx((6 + 4 + 4 + 1) / 2)
+    assert optimal_value(WORLD, system("anti", 2, 2, "dcg")) == pytest.approx((6 + 4 + 0.6309298 * (4 + 1)) / 2)
 
 
 def test_popularity_is_one_list_for_everybody() -> None:
