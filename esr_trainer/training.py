@@ -6,7 +6,7 @@ Axes: B batch, L slots.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -72,13 +72,28 @@ class Trainer:
     metrics: dict[str, float]
     """Policy value at `step`, and the values it is read against."""
 
+    @cached_property
+    def system(self) -> System:
+        """The LSR, K and slot weights of the settings."""
+        return system_of(self.config)
+
+    @property
+    def saving_is_due(self) -> bool:
+        """Whether a checkpoint belongs to `step`."""
+        return self.step == self.config.steps or self.step % self.config.checkpoint_every == 0
+
+    @property
+    def evaluation_is_due(self) -> bool:
+        """Whether `step` is one that is evaluated; one that is saved is."""
+        return self.saving_is_due or self.step % self.config.evaluate_every == 0
+
     def advance(self) -> None:
         """One gradient step on one batch of contexts.
 
         Raises:
             NonFiniteLossError: the loss or its gradient is not finite; no parameter was changed.
         """
-        config, system = self.config, system_of(self.config)
+        config, system = self.config, self.system
         group = GROUP if config.variance_reduction == "grpo" else 1
         contexts = torch.randint(self.world.num_contexts, (config.batch // group,), generator=self.generator)
         contexts = contexts.repeat_interleave(group)
@@ -94,7 +109,7 @@ class Trainer:
             raise NonFiniteLossError(f"step {self.step + 1}: gradient of estimator {config.estimator} has norm {norm}")
         self.optimizer.step()
         self.step += 1
-        if self.step == config.steps or self.step % config.evaluate_every == 0:
+        if self.evaluation_is_due:
             self.metrics |= step_metrics(loss, norm, logits)
 
     def weighted_log_prob(self, contexts: torch.Tensor, logits: torch.Tensor, round_: Round) -> torch.Tensor:
@@ -119,7 +134,7 @@ class Trainer:
     def evaluate(self) -> None:
         """Value the greedy policy on all contexts."""
         metrics = self.metrics
-        value = float(greedy_values(self.world, system_of(self.config), self.policy).mean())
+        value = float(greedy_values(self.world, self.system, self.policy).mean())
         is_best = value > metrics.get("best_policy_value", -math.inf)
         metrics["policy_value"] = value
         metrics["best_policy_value"] = value if is_best else metrics["best_policy_value"]
@@ -266,16 +281,14 @@ def train(trainer: Trainer, run: Path, report: Callable[[Trainer], None], stop: 
             metrics.close()
             last = checkpoints(run)
             raise NonFiniteLossError(f"{error}; last good checkpoint: {last[-1] if last else 'none'}") from None
-        at_end = trainer.step == config.steps
-        saving = trainer.step % config.checkpoint_every == 0
-        evaluated = at_end or saving or trainer.step % config.evaluate_every == 0
+        evaluated = trainer.evaluation_is_due
         if evaluated:
             trainer.evaluate()
             metrics.write(trainer.step, trainer.metrics)
         report(trainer)
         if evaluated and config.patience and trainer.metrics["evaluations_since_best"] >= config.patience:
             break
-        if saving and not at_end:
+        if trainer.saving_is_due and trainer.step < config.steps:
             trainer.save(run)
     metrics.close()
     if stop():

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from pydantic_settings import CliApp, CliPositionalArg, CliSubCommand
 from rich.table import Table
 
@@ -32,7 +32,7 @@ class Compare(Command):
     """Judge with these slot weights."""
     candidates: PositiveInt | None = None
     """Judge with this K."""
-    slate: PositiveInt | None = Field(default=None)
+    slate: PositiveInt | None = None
     """Judge with this L."""
 
     def run(self) -> Mapping[str, Any]:

@@ -137,6 +137,10 @@ def test_only_the_last_and_the_best_checkpoint_are_kept(tmp_path: Path) -> None:
 
 def test_a_checkpoints_policy_value_is_of_its_step(tmp_path: Path) -> None:
     out = run(tmp_path / "run", "--steps", "40", "--checkpoint-every", "15", "--evaluate-every", "20")
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [15, 20, 30, 40]
+    assert all({"step", *METRICS} == row.keys() for row in rows)
+    assert len({row["loss"] for row in rows}) == 4, "each line is of its own step"
     world = open_world("synthetic", None, 0)
     for path in checkpoints(out):
         checkpoint = Checkpoint(path)
