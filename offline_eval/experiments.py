@@ -1,0 +1,161 @@
+"""EXPERIMENTS: which runs answer which question.
+
+Data: the published synthetic world and the semi-synthetic KuaiRec matrix, where a folder that holds them is named;
+generated worlds stand in otherwise.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from esr_trainer.command_line import UsageError
+from esr_trainer.config import V_FAMILY, TrainConfig
+from offline_eval.cells import Cell, CellResult, read_results
+
+SYNTHETIC = Path("golden/synthetic_env.npz")
+KUAIREC = Path("data/kuairec/small_matrix_semisynthetic.npz")
+
+CONTENDERS = ("v", "v-swr", "ca", "top1", "ca-poisson")
+"""With one expert ca-swr is top1."""
+
+GRID = {
+    "adam": (0.1, 0.03, 0.01, 0.003),
+    "adagrad": (1.0, 0.3, 0.1, 0.03),
+}
+"""Learning rates that are tried, by optimizer."""
+
+SELECTION_SEED = 1000
+"""Settings are chosen on this seed; the runs that are compared have others."""
+
+
+class Budget(NamedTuple):
+    """How much is spent."""
+
+    seeds: int
+    paper_steps: int
+    """Gradient steps of the paper's preset."""
+    steps: int
+    """Gradient steps of the default preset."""
+
+
+BUDGETS: Mapping[str, Budget] = {
+    "smoke": Budget(2, 30, 20),
+    "short": Budget(3, 50_000, 5_000),
+    "paper": Budget(10, 500_000, 50_000),
+}
+
+
+class Plan(NamedTuple):
+    """What an experiment may read."""
+
+    budget: Budget
+    shared: Path | None
+    """Folder of the data, or None for generated worlds."""
+    results: Path
+    """Folder of the results, where an experiment may look up another's."""
+
+    def config(self, data: Path = SYNTHETIC, **settings: Any) -> TrainConfig:
+        """Settings on a world's file, or on the generated world of that name."""
+        world = {"environment": "kuairec" if data == KUAIREC else "synthetic"}
+        base = {**world, "candidates": 10, "experts": 1, "steps": self.budget.steps}
+        chosen = {**base, **({"data": self.shared / data} if self.shared else {}), **settings}
+        evaluations = {"evaluate_every": max(10, chosen["steps"] // 100), "checkpoint_every": chosen["steps"]}
+        return TrainConfig.model_validate({**evaluations, **chosen})
+
+    def cells(self, *configs: TrainConfig, learner: str = "policy-gradient") -> list[Cell]:
+        """Every configuration with every seed."""
+        return [
+            Cell(learner=learner, config=config.model_copy(update={"seed": seed}))
+            for config, seed in itertools.product(configs, range(self.budget.seeds))
+        ]
+
+
+class Experiment(NamedTuple):
+    """A question, and the runs that answer it."""
+
+    question: str
+    cells: Callable[[Plan], Sequence[Cell]]
+    reference: Mapping[str, str]
+    """Settings of the run that each other one is compared with, seed by seed; the rest of its settings are the
+    other's own."""
+
+
+def presets(plan: Plan) -> list[Cell]:
+    """The published setting, and exact V-PG for as long under both presets."""
+    steps = plan.budget.paper_steps
+    paper = [plan.config(preset="paper", estimator=name, steps=steps) for name in CONTENDERS]
+    return plan.cells(*paper)
+
+
+def grid(plan: Plan) -> list[Cell]:
+    """Initialisation x optimizer x learning rate for each estimator, one selection seed; V-PG with its baseline too."""
+    cells = []
+    for estimator, init_std, (optimizer, rates) in itertools.product(CONTENDERS, (1.0, 0.1), GRID.items()):
+        for rate in rates:
+            for reduction in ("none", "baseline") if estimator in V_FAMILY else ("none",):
+                config = plan.config(
+                    estimator=estimator,
+                    init_std=init_std,
+                    optimizer=optimizer,
+                    learning_rate=rate,
+                    variance_reduction=reduction,
+                    seed=SELECTION_SEED,
+                )
+                cells.append(Cell(learner="policy-gradient", config=config))
+    return cells
+
+
+def best(plan: Plan) -> list[Cell]:
+    """Each estimator at its own best of `grid`."""
+    found = read_results(plan.results / "grid.json")
+    if missing := [cell for cell in grid(plan) if cell.key not in {result.cell.key for result in found}]:
+        raise UsageError(f"best follows grid, of which {len(missing)} cells are not there: run `reproduce grid` first")
+    wanted = {cell.key for cell in grid(plan)}
+    chosen = []
+    for name in CONTENDERS:
+        of_estimator = [r for r in found if r.cell.key in wanted and r.cell.config.estimator == name]
+        chosen.append(max(of_estimator, key=final_value).cell.config)
+    return plan.cells(*(plan.config(**settings_of_optimizer(config)) for config in chosen))
+
+
+def final_value(result: CellResult) -> float:
+    """The policy value at the end; a run that failed has none."""
+    return float("-inf") if result.failure else result.policy_value[-1]
+
+
+def settings_of_optimizer(config: TrainConfig) -> dict[str, Any]:
+    """What `grid` varies."""
+    return config.model_dump(include={"estimator", "init_std", "optimizer", "learning_rate", "variance_reduction"})
+
+
+VARIATIONS: Sequence[Mapping[str, Any]] = (
+    {},
+    {"candidates": 5},
+    {"candidates": 20},
+    {"candidates": 50},
+    {"experts": 5},
+    {"slate": 5},
+    {"lsr": "noisy"},
+    {"lsr": "uniform"},
+    {"lsr": "anti"},
+    {"data": KUAIREC, "candidates": 50},
+    {"data": KUAIREC, "candidates": 200},
+)
+"""What `where` changes, one at a time, from K = 10, L = 1, M = 1 and the optimal LSR on the synthetic world."""
+
+
+def where(plan: Plan) -> list[Cell]:
+    """The CA family over K, M, L, LSR and world, at the default preset."""
+    steps = plan.budget.steps * 2 // 5
+    names = ("top1", "ca", "ca-poisson")
+    return plan.cells(*(plan.config(estimator=n, **{"steps": steps, **v}) for v in VARIATIONS for n in names))
+
+
+EXPERIMENTS: Mapping[str, Experiment] = {
+    "presets": Experiment("What do the paper's setting and the default one reach?", presets, {"estimator": "top1"}),
+    "grid": Experiment("Which initialisation, optimizer and learning rate suit each estimator?", grid, {}),
+    "best": Experiment("Each estimator at its own best of the grid: which learns most?", best, {"estimator": "top1"}),
+    "where": Experiment("Where does the closed form win, and where not?", where, {"estimator": "top1"}),
+}
+"""Name -> experiment."""

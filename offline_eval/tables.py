@@ -1,0 +1,40 @@
+"""Result tables for people."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from offline_eval.summary import Mean, Row
+
+
+def experiment_table(rows: Sequence[Row], question: str, reference: Mapping[str, str]) -> Table:
+    """One line per row of a summary: policy values with standard errors, steps to 95 % and 99 %, paired difference."""
+    steps = list(dict.fromkeys(step for row in rows for step in row.values))
+    against = " ".join(reference.values())
+    table = Table("settings", "seeds", *(f"@{step:,}" for step in steps), "to 95 %", "to 99 %", title=question)
+    if reference:
+        table.add_column(f"minus {against}, paired")
+    table.add_column("popularity, uniform, optimum")
+    for row in rows:
+        seeds = f"{row.num_seeds}" + (f", {row.failures} failed" if row.failures else "")
+        values = [with_error(row.values.get(step)) for step in steps]
+        reached = ["" if step is None else f"{step:,.0f}" for step in row.steps_to.values()]
+        difference = [signed(row.difference)] if reference else []
+        others = " ".join(f"{row.references[name]:.3f}" for name in ("popularity", "uniform", "optimal"))
+        table.add_row(row.label, seeds, *values, *reached, *difference, others)
+    return table
+
+
+def with_error(value: Mean | None) -> str:
+    """A policy value, with its standard error in brackets where there are several seeds."""
+    if value is None:
+        return ""
+    return f"{value.mean:.3f}" + ("" if value.margin is None else f" ({value.margin:.3f})")
+
+
+def signed(difference: Mean | None) -> str:
+    """A difference with half its interval; a star where 0 lies outside."""
+    if difference is None or difference.margin is None:
+        return "" if difference is None else f"{difference.mean:+.3f}"
+    star = " *" if abs(difference.mean) > difference.margin else ""
+    return f"{difference.mean:+.3f} ± {difference.margin:.3f}{star}"
