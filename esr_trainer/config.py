@@ -8,6 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from esr_trainer.command_line import Options
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 EstimatorName = Literal["top1", "ca", "ca-swr", "ca-poisson", "v-swr", "v"]
@@ -39,8 +40,12 @@ def paper_learning_rate(estimator: str, lsr: str) -> float:
 
 def misuse(variance_reduction: str, estimator: str, lsr: str, batch: int) -> str | None:
     """Why a variance reduction is wrong to use here, in one line, or None."""
-    if variance_reduction == "baseline" and estimator not in V_FAMILY:
-        return f"(baseline) is for v and v-swr: {estimator} follows its objective only with rewards above 0"
+    has_centred_score = estimator in V_FAMILY or (estimator == "ca-poisson" and lsr == "uniform")
+    if variance_reduction == "baseline" and not has_centred_score:
+        return (
+            "(baseline) is for v and v-swr, and for ca-poisson under lsr uniform, whose score has mean zero: "
+            f"{estimator} under lsr {lsr} follows its objective only with rewards above 0"
+        )
     if variance_reduction == "control-variate" and estimator in V_FAMILY:
         return f"(control-variate) does nothing for {estimator}, whose log-probability is the same for every candidate"
     if variance_reduction == "control-variate" and lsr in ("optimal", "anti"):
@@ -82,8 +87,12 @@ class TrainConfig(Options):
     item_features: Path | None = None
     """CSV of item features (first column the id), such as KuaiRec's item_categories.csv; default ids alone."""
     variance_reduction: VarianceReductionName = "none"
-    """`baseline`: a running mean per context, for `v` and `v-swr`; `grpo`: rewards normalised over 8 slates per
-    context; `control-variate`: a zero-mean correction by the LSR's propensities, for the others under a random LSR."""
+    """`baseline`: a running mean per context, for `v` and `v-swr`, and for `ca-poisson` under the uniform LSR; `grpo`:
+    rewards normalised over 8 slates per context; `control-variate`: a zero-mean correction by the LSR's propensities,
+    for the CA family under a random LSR."""
+    entropy: NonNegative = 0.0
+    """Weight of the entropy bonus, in units of reward: the mean entropy of the experts' softmax is added to what is
+    maximised, so that items that are sure to be candidates do not end the exploration. Worth most under a noisy LSR."""
     embedding_dim: PositiveInt = 10
     """Dimension of an expert's embeddings."""
     init_std: Positive = 0.1

@@ -11,7 +11,8 @@ from torch.utils.tensorboard import SummaryWriter
 METRICS: Mapping[str, str] = {
     "policy_value": "expected reward per context of greedy ESR then LSR, on all contexts",
     "best_policy_value": "the highest policy value so far",
-    "loss": "-mean_b sum_l w_l r_bl log p_bl of the step's batch; its level means little, a trend or a jump does",
+    "loss": "-mean_b sum_l w_l r_bl log p_bl of the step's batch, less the entropy bonus; a trend or a jump says more "
+    "than its level",
     "gradient_norm": "Euclidean norm of the step's gradient over all tables",
     "effective_items": "exp of the softmax's entropy, mean over contexts and experts: N is uniform, 1 is one item",
     "steps_per_second": "gradient steps per second since the last evaluation, evaluations and checkpoints included",

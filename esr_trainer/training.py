@@ -28,7 +28,7 @@ from esr_trainer.features import Features, id_features, read_features
 from esr_trainer.interaction import Round, interact
 from esr_trainer.late_stage_rankers import LATE_STAGE_RANKERS
 from esr_trainer.metrics import MetricsLog
-from esr_trainer.policy import greedy_candidates
+from esr_trainer.policy import entropy, greedy_candidates
 from esr_trainer.policy_value import System, optimal_value, popularity_value, replay, uniform_value
 from esr_trainer.slots import SLOT_WEIGHTS
 from esr_trainer.towers import EarlyStageRanker
@@ -100,6 +100,8 @@ class Trainer:
         logits = self.policy(contexts)
         round_ = interact(self.world, system, contexts, logits, self.generator)
         loss = -(self.weighted_log_prob(contexts, logits, round_) @ system.slot_weights).mean()
+        if config.entropy:
+            loss = loss - config.entropy * entropy(logits).mean()
         if not loss.isfinite():
             raise NonFiniteLossError(f"step {self.step + 1}: loss of estimator {config.estimator} is {loss.item()}")
         self.optimizer.zero_grad()
@@ -168,14 +170,12 @@ def gradient_norm(policy: EarlyStageRanker) -> float:
 def step_metrics(loss: torch.Tensor, norm: float, logits: torch.Tensor) -> dict[str, float]:
     """What a step says of itself; see METRICS.
 
-    The effective number of items of an expert in a context is exp of its softmax's entropy: N when the policy is
-    uniform, 1 when one item takes everything.
+    The effective number of items of an expert in a context is exp of its softmax's entropy.
     """
-    log_softmax = logits.detach().log_softmax(dim=2)
     return {
         "loss": loss.item(),
         "gradient_norm": norm,
-        "effective_items": float((-(log_softmax.exp() * log_softmax).sum(dim=2)).exp().mean()),
+        "effective_items": float(entropy(logits.detach()).exp().mean()),
     }
 
 

@@ -212,6 +212,14 @@ def test_effective_items_of_a_uniform_and_of_a_sure_policy() -> None:
     assert step_metrics(torch.tensor(1.0), 5.0, logits)["effective_items"] == pytest.approx((8 + 1) / 2)
 
 
+def test_an_entropy_bonus_keeps_more_items_in_play(tmp_path: Path) -> None:
+    effective = []
+    for entropy in ("0", "50"):
+        out = run(tmp_path / entropy, "--estimator", "ca-poisson", "--init-std", "1", "--entropy", entropy)
+        effective.append(Checkpoint(out).description.metrics["effective_items"])
+    assert effective[1] > 1.2 * effective[0]
+
+
 def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--learning-rate", "1e-9", "--evaluate-every", "2", "--patience", "3", "--steps", "500", "--json"]
     run(tmp_path / "run", *options)

@@ -7,6 +7,7 @@ import torch
 from esr_trainer.__main__ import command_line
 from esr_trainer.config import GROUP
 from esr_trainer.estimators import ESTIMATORS
+from esr_trainer.inclusion import log_inclusion_probabilities
 from esr_trainer.late_stage_rankers import LATE_STAGE_RANKERS
 from esr_trainer.variance_reduction import MEMORY, ContextBaseline, control_variate, group_normalised
 
@@ -43,6 +44,21 @@ def test_a_fixed_order_has_sure_propensities(lsr: str) -> None:
     assert ranker.propensities(scores, positions).argmax(dim=2).tolist() == positions.tolist()
 
 
+@pytest.mark.parametrize("num_experts", [1, 2])
+def test_under_the_uniform_ranker_the_closed_forms_score_has_mean_zero(num_experts: int) -> None:
+    """sum_a P(a is shown) grad log pi(a) = sum_a (pi(a) / K) grad log pi(a) = grad (sum_a pi(a)) / K = 0."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (2 * torch.randn((1, num_experts, 7), generator=generator, dtype=torch.float64)).requires_grad_()
+    items, candidates = torch.arange(7)[None], torch.arange(4)[None]
+    mean_scores = {}
+    for name in ("ca-poisson", "top1"):
+        log_prob = ESTIMATORS[name](logits, items, candidates)
+        inclusion = log_inclusion_probabilities(logits, 4).exp().detach()
+        mean_scores[name] = torch.autograd.grad((inclusion / 4 * log_prob).sum(), logits)[0]
+    torch.testing.assert_close(mean_scores["ca-poisson"], torch.zeros_like(logits), rtol=0, atol=1e-7)
+    assert float(mean_scores["top1"].abs().max()) > 0.01, "top1's score has no mean zero: a baseline would push"
+
+
 def test_group_normalisation_by_hand() -> None:
     first = torch.tensor([[float(value)] for value in (1, 3, 1, 3, 1, 3, 1, 3)])
     found = group_normalised(torch.cat([first, torch.full((GROUP, 1), 5.0)]))
@@ -65,6 +81,11 @@ def test_the_baseline_is_read_before_it_is_updated() -> None:
     ("options", "says"),
     [
         (["--variance-reduction", "baseline"], "variance_reduction (baseline) is for v and v-swr"),
+        (["--variance-reduction", "baseline", "--lsr", "uniform"], "top1 under lsr uniform follows its objective only"),
+        (
+            ["--variance-reduction", "baseline", "--estimator", "ca-poisson", "--lsr", "noisy"],
+            "only with rewards above 0",
+        ),
         (["--variance-reduction", "control-variate"], "vanishes for lsr optimal"),
         (["--variance-reduction", "control-variate", "--lsr", "noisy", "--estimator", "v"], "does nothing for v"),
         (["--variance-reduction", "grpo", "--batch", "12"], "batch (12) must be a multiple"),
