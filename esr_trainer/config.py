@@ -22,6 +22,9 @@ PresetName = Literal["default", "paper"]
 V_FAMILY = ("v", "v-swr")
 """Estimators that follow the probability of the drawn candidates; the others follow an item's inclusion probability."""
 
+SUMS_TO_K = "ca-poisson"
+"""The estimator whose probabilities sum to K, so that its score function over all candidates has mean zero."""
+
 GROUP = 8
 """G of GRPO."""
 
@@ -40,15 +43,11 @@ def paper_learning_rate(estimator: str, lsr: str) -> float:
 
 def misuse(variance_reduction: str, estimator: str, lsr: str, batch: int) -> str | None:
     """Why a variance reduction is wrong to use here, in one line, or None."""
-    has_centred_score = estimator in V_FAMILY or (estimator == "ca-poisson" and lsr == "uniform")
-    if variance_reduction == "baseline" and not has_centred_score:
-        return (
-            "(baseline) is for v and v-swr, and for ca-poisson under lsr uniform, whose score has mean zero: "
-            f"{estimator} under lsr {lsr} follows its objective only with rewards above 0"
-        )
+    if variance_reduction == "baseline" and estimator not in V_FAMILY:
+        return f"(baseline) is for v and v-swr: {estimator} follows its objective only with rewards above 0"
     if variance_reduction == "control-variate" and estimator in V_FAMILY:
         return f"(control-variate) does nothing for {estimator}, whose log-probability is the same for every candidate"
-    if variance_reduction == "control-variate" and lsr in ("optimal", "anti"):
+    if variance_reduction == "control-variate" and lsr in ("optimal", "anti") and estimator != SUMS_TO_K:
         return f"(control-variate) vanishes for lsr {lsr}, which shows a fixed order"
     if variance_reduction == "grpo" and batch % GROUP:
         return f"(grpo) takes {GROUP} slates per context: batch ({batch}) must be a multiple"
@@ -87,9 +86,8 @@ class TrainConfig(Options):
     item_features: Path | None = None
     """CSV of item features (first column the id), such as KuaiRec's item_categories.csv; default ids alone."""
     variance_reduction: VarianceReductionName = "none"
-    """`baseline`: a running mean per context, for `v` and `v-swr`, and for `ca-poisson` under the uniform LSR; `grpo`:
-    rewards normalised over 8 slates per context; `control-variate`: a zero-mean correction by the LSR's propensities,
-    for the CA family under a random LSR."""
+    """`baseline`: a running mean per context, for `v` and `v-swr`; `grpo`: rewards normalised over 8 slates per
+    context; `control-variate`: a zero-mean correction by the LSR's propensities, for the others under a random LSR."""
     entropy: NonNegative = 0.0
     """Weight of the entropy bonus, in units of reward: the mean entropy of the experts' softmax is added to what is
     maximised, so that items that are sure to be candidates do not end the exploration. Worth most under a noisy LSR."""

@@ -21,7 +21,7 @@ from esr_trainer.checkpoint import (
     save_checkpoint,
 )
 from esr_trainer.command_line import UsageError
-from esr_trainer.config import GROUP, V_FAMILY, TrainConfig
+from esr_trainer.config import GROUP, SUMS_TO_K, V_FAMILY, TrainConfig
 from esr_trainer.environments import open_world
 from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.features import Features, id_features, read_features
@@ -129,6 +129,8 @@ class Trainer:
                 of_candidates = estimator(logits, round_.candidates, round_.candidates)
                 ranker = LATE_STAGE_RANKERS[self.config.lsr]
                 propensity = ranker.propensities(self.world.scores(contexts, round_.candidates), round_.positions)
+                if self.config.estimator == SUMS_TO_K:
+                    propensity = propensity - 1 / self.config.candidates
                 return reward * log_prob - control_variate(baseline, log_prob, of_candidates, propensity)
             case _:
                 return reward * log_prob

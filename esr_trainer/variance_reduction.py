@@ -72,11 +72,16 @@ def control_variate(baseline: Tensor, shown: Tensor, candidates: Tensor, propens
     Given the candidates A (and the slots before), E[e_a - p_LSR] = 0, whatever b(x) is: so the CA family may subtract
     it and keep its objective (DESIGN §4; none of the sources has it).
 
+    Where the probabilities sum to K, as those of `ca-poisson` do, so has sum_c grad log pi(c) over the candidates:
+    E[sum_c grad log pi(c)] = grad sum_a pi(a) = 0. Then `propensity` less 1 / K is as good: no push on the candidates
+    alone is left, and under the uniform LSR b becomes a baseline, (r - b) grad log pi(a).
+
     Args:
         baseline: b, (B, L).
         shown: log pi of the slots' items, (B, L).
         candidates: log pi of the candidates, (B, K).
-        propensity: the LSR's probability of each candidate in each slot, given the slots before, (B, L, K).
+        propensity: the LSR's probability of each candidate in each slot, given the slots before, (B, L, K); or that
+            less 1 / K.
 
     Returns:
         (B, L).
