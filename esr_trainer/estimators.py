@@ -123,8 +123,6 @@ def ca_poisson(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
     Returns:
         (B, L).
     """
-    if candidates.shape[1] == logits.shape[2]:
-        return gather_items(logits, slate).sum(dim=1) * 0.0
     log_times = log_stopping_times(logits, candidates.shape[1])
     exposure = gather_items(logits[:, : log_times.shape[1]], slate).double() + log_times[:, :, None]
     return log_arrival_probability(exposure.logsumexp(dim=1)).to(logits.dtype)
@@ -135,8 +133,8 @@ def one_expert_normalisers(logits: Tensor, slate: Tensor, num_candidates: int) -
 
     All slots share one top K + 1: without an item of it the others are the greedy positions, in the published order
     (the next item takes its place), and the rest of the catalogue is left in the end. With C_k what is left of the
-    catalogue at its k-th best item, W_k is C_k without the item until its own place k, C_(k+1) there, and C_k without the
-    (K+1)-th item behind. What is taken off is no larger than the k-th item: at most half goes, so nothing cancels.
+    catalogue at its k-th best item, W_k is C_k without the item until its own place, C_(k+1) there, and C_k without
+    the (K+1)-th item behind. What is taken off is no larger than the k-th item: at most half goes, so nothing cancels.
 
     Args:
         logits: (B, 1, N), with K < N.

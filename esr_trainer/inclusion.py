@@ -24,14 +24,23 @@ from torch import Tensor
 
 from esr_trainer.policy import quotas
 
-ROUGH = 1e-4
-"""Error of log(arrivals) at which the first iteration hands over."""
+CROWDED = 0.9
+"""Largest share of the equal items that the first guess lets arrive."""
 
 MAX_STEPS = 6
 """Steps of the first iteration; a context that needs more is unusual and left to the second."""
 
+LAST = 3e-3
+"""Halley step of log tau that may be the last: the error after it is about its cube."""
+
+EVEN = 0.05
+"""Least d(arrivals) / d(log tau), per arrival, at which sums in the logits' own precision tell log tau to 1e-5."""
+
 FINE = 1e-4
 """Newton step of log tau that may be the last: the error after it is about its square."""
+
+NEVER = 1e30
+"""log tau of a race that is never stopped."""
 
 MAX_BISECTIONS = 200
 """Steps of the second iteration: enough to halve any bracket of float32 logits to nothing."""
@@ -50,8 +59,6 @@ def log_inclusion_probabilities(logits: Tensor, num_candidates: int) -> Tensor:
     Returns:
         (B, N), float64, none above 0; exp sums to K in every row.
     """
-    if num_candidates == logits.shape[2]:
-        return logits.double().sum(dim=1) * 0.0  # everything is in: log 1, gradient 0
     log_times = log_stopping_times(logits, num_candidates)
     return log_arrival_probability((logits[:, : log_times.shape[1]].double() + log_times[:, :, None]).logsumexp(dim=1))
 
@@ -61,11 +68,14 @@ def log_stopping_times(logits: Tensor, num_candidates: int) -> Tensor:
 
     Args:
         logits: (B, M, N), finite.
-        num_candidates: K, below N.
+        num_candidates: K, at most N.
 
     Returns:
-        (B, min(M, K)), float64.
+        (B, min(M, K)), float64; where everything is in, K = N, times at which every item has long arrived.
     """
+    if num_candidates == logits.shape[2]:
+        num_races = min(logits.shape[1], num_candidates)
+        return logits.new_full((len(logits), num_races), NEVER, dtype=torch.float64)
     times: Tensor = _LogStoppingTimes.apply(logits, num_candidates)  # type: ignore[no-untyped-call]
     return times
 
@@ -101,9 +111,16 @@ class _LogStoppingTimes(torch.autograd.Function):
         exposure = None
         for expert, taken in enumerate(itertools.accumulate(sizes)):
             rates = logits[:, expert]
-            times[:, expert] = solve(rates, exposure, taken - sizes[expert], sizes[expert])
+            times[:, expert], is_solved = solve(rates, exposure, sizes[expert])
+            if not is_solved.all():
+                hard = ~is_solved
+                passed = (logits[hard, :expert].double() + times[hard, :expert, None]).exp_().sum(dim=1)
+                before = taken - sizes[expert]
+                times[hard, expert] = polish(
+                    rates[hard].double(), passed if expert else None, times[hard, expert], before, sizes[expert]
+                )
             if expert + 1 < len(sizes):
-                arrivals = (rates + times[:, expert, None]).exp_()
+                arrivals = (rates + times[:, expert, None].to(rates.dtype)).exp_()
                 exposure = arrivals if exposure is None else exposure + arrivals
         ctx.save_for_backward(logits, times)
         return times
@@ -142,51 +159,63 @@ class _LogStoppingTimes(torch.autograd.Function):
         return result, None
 
 
-def solve(rates: Tensor, exposure: Tensor | None, taken: int, size: int) -> Tensor:
+def solve(rates: Tensor, exposure: Tensor | None, size: int) -> tuple[Tensor, Tensor]:
     """log tau of one expert's race: sum_a e^-exposure(a) (1 - e^-z(a)) = size, z = e^(rates + log tau).
 
-    Newton on the logarithm of both sides from below: in the logits' own precision to 1e-4, then in float64, kept inside
-    a bracket, where contexts that have converged are set aside. Where the sum is flat, because the items that are in
-    are sure to be and the others sure not to be, `solve_flat` finishes.
+    Halley's iteration on the logarithm of both sides, in the logits' own precision: every term is positive, so the sums
+    keep it whatever N is. The first guess is exact for n equal items, n = (sum w)^2 / sum w^2 of the rates w.
 
     Args:
         rates: f, (B, N).
-        exposure: Z of the experts before, (B, N) float64, or None before the first race.
-        taken: expected arrivals before this race.
+        exposure: Z of the experts before, (B, N), or None before the first race.
         size: expected arrivals in this race.
 
     Returns:
-        (B,) float64.
+        (B,) float64, and whether it is the solution, (B,): not so where the sum is flat, or a weight underflows.
     """
-    left_before = rates.shape[1] - taken
-    before = None if exposure is None else exposure.to(rates.dtype)
-    unit = (rates if before is None else rates - before).logsumexp(dim=1, keepdim=True)
-    weights = (rates - unit).exp_()
-    times = torch.full_like(unit[:, 0], size)  # since 1 - e^-z <= z, a lower bound
+    largest = rates.amax(dim=1, keepdim=True)
+    weights = (rates - largest).exp_()
+    left = None if exposure is None else exposure.neg().exp_()
+    mass = weights if left is None else weights * left
+    total = mass.sum(dim=1)
+    crowding = (torch.linalg.vecdot(weights, mass) * (size / total.square())).clamp_(max=CROWDED)
+    log_times = (-torch.log1p(-crowding) / crowding * (size / total)).log()
     for _ in range(MAX_STEPS):
-        arrivals = weights * times[:, None]
-        left = (arrivals.neg() if before is None else (arrivals + before).neg_()).exp_()
-        arrived = left_before - left.sum(dim=1)
-        excess = (arrived / size).log()
-        if not (excess.abs() > ROUGH).any():
+        exposed = weights * -log_times.exp()[:, None]  # -z
+        came = torch.expm1(exposed)
+        if left is not None:
+            came *= left
+        arrived = -came.sum(dim=1)
+        flow = came.add_(1 if left is None else left).mul_(exposed)
+        slope = -flow.sum(dim=1)
+        excess, rise = (arrived / size).log(), slope / arrived
+        bend = (slope - torch.linalg.vecdot(exposed, flow)) / arrived - rise.square()
+        step = -2 * excess * rise / (2 * rise.square() - excess * bend)
+        log_times = log_times + step.clamp(-3, 3)
+        is_even = slope > EVEN * size
+        is_solved = (step.abs() < LAST) & is_even
+        if (is_solved | ~is_even).all():
             break
-        times = times * (-excess * arrived / torch.linalg.vecdot(arrivals, left)).clamp(-3, 3).exp()
-    low = math.log(size) - unit[:, 0].double() - 1e-3
-    start = times.double().log() - unit[:, 0]
-    return polish(rates.double(), exposure, torch.where(start > low, start, low), low, left_before, size)
+    return log_times.double() - largest[:, 0], is_solved
 
 
-def polish(rates: Tensor, exposure: Tensor | None, times: Tensor, low: Tensor, left_before: int, size: int) -> Tensor:
-    """Finish `solve` in float64: safeguarded Newton from a first guess; all arguments as there.
+def polish(rates: Tensor, exposure: Tensor | None, times: Tensor, taken: int, size: int) -> Tensor:
+    """What `solve` leaves, in float64: Newton from a first guess, kept inside a bracket; finished by `solve_flat`.
+
+    The sum is flat where the items that are in are sure to be and the others sure not to be. Contexts that have
+    converged are set aside.
 
     Args:
         rates: (B, N) float64.
         exposure: (B, N) float64 or None.
-        times: first guess of log tau, (B,).
-        low: lower bound of log tau, (B,).
-        left_before: expected number of items that are left before this race.
+        times: first guess of log tau, (B,); may be nan.
+        taken: expected arrivals before this race.
         size: expected arrivals in this race.
     """
+    left_before = rates.shape[1] - taken
+    # since 1 - e^-z <= z, a lower bound
+    low = math.log(size) - (rates if exposure is None else rates - exposure).logsumexp(dim=1) - 1e-3
+    times = torch.where(times > low, times, low)
     solution = times.clone()
     flat = torch.zeros(len(rates), dtype=torch.bool, device=rates.device)
     rows = torch.arange(len(rates), device=rates.device)
@@ -215,7 +244,7 @@ def polish(rates: Tensor, exposure: Tensor | None, times: Tensor, low: Tensor, l
         before = None if before is None else before[keep]
     if flat.any():
         before = None if exposure is None else exposure[flat]
-        solution[flat] = solve_flat(rates[flat], before, solution[flat], rates.shape[1] - left_before, size)
+        solution[flat] = solve_flat(rates[flat], before, solution[flat], taken, size)
     return solution
 
 

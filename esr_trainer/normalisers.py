@@ -28,8 +28,8 @@ def log_softmax_of(logits: Tensor, items: Tensor) -> Tensor:
 def taken_and_left(logits: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
     """The taken items' logits, and the log-normaliser of what is left when each is taken, for every expert.
 
-    What is left at a_k is the items outside a_1..a_J, and a_k..a_J: with e = exp f, the normalisers are a cumulative sum
-    from behind over [sum outside e, e(a_J), ..., e(a_1)], in float64. The gradient of the k-th by f(b) is
+    What is left at a_k is the items outside a_1..a_J, and a_k..a_J: with e = exp f, the normalisers are a cumulative
+    sum from behind over [sum outside e, e(a_J), ..., e(a_1)], in float64. The gradient of the k-th by f(b) is
     exp(f(b) - normaliser_k) for the items that are left.
 
     Args:
