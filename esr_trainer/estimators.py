@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from esr_trainer.inclusion import log_arrival_probability, log_stopping_times
+from esr_trainer.normalisers import gather_items, log_softmax_of, taken_and_left
 from esr_trainer.policy import expert_of_position, quotas
 
 Estimator = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -25,7 +26,7 @@ def v(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
     """V-PG: the exact log-probability of the ordered candidates, the same for every slot.
 
     log P(A) = sum_k [ f^m(k)(a_k) - LSE over items not in a_<k of f^m(k) ] (arXiv:2605.26385 Eq. 3). The items left at
-    position k are those outside A and a_k..a_K, so each expert's K normalisers are one reversed logcumsumexp.
+    position k are those outside A and a_k..a_K, so each expert's K normalisers are one cumulative sum from behind.
 
     Args:
         logits: (B, M, N).
@@ -35,8 +36,7 @@ def v(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
     Returns:
         (B, L).
     """
-    normalisers = left_normalisers(logits, candidates)  # (B, M, K)
-    picked = gather_items(logits, candidates)  # (B, M, K)
+    picked, normalisers = taken_and_left(logits, candidates)  # (B, M, K) each
     expert = torch.tensor(expert_of_position(candidates.shape[1], logits.shape[1]), device=logits.device)
     log_prob = (picked - normalisers).gather(1, expert.expand(len(logits), 1, -1)).sum(dim=(1, 2))
     return log_prob.clamp(max=0)[:, None].expand(-1, slate.shape[1])
@@ -56,7 +56,7 @@ def v_swr(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
         (B, L).
     """
     expert = torch.tensor(expert_of_position(candidates.shape[1], logits.shape[1]), device=logits.device)
-    log_softmax = gather_items(logits, candidates) - logits.logsumexp(dim=2, keepdim=True)  # (B, M, K)
+    log_softmax = log_softmax_of(logits, candidates)  # (B, M, K)
     log_prob = log_softmax.gather(1, expert.expand(len(logits), 1, -1)).sum(dim=(1, 2))
     return log_prob.clamp(max=0)[:, None].expand(-1, slate.shape[1])
 
@@ -104,8 +104,7 @@ def ca_swr(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
     """
     shares = [quota / candidates.shape[1] for quota in quotas(candidates.shape[1], logits.shape[1]) if quota]
     log_share = torch.tensor([math.log(share) for share in shares], dtype=logits.dtype, device=logits.device)
-    active = logits[:, : len(shares)]
-    log_softmax = gather_items(active, slate) - active.logsumexp(dim=2, keepdim=True)  # (B, M, L)
+    log_softmax = log_softmax_of(logits[:, : len(shares)], slate)  # (B, M, L)
     return (log_softmax + log_share[:, None]).logsumexp(dim=1).clamp(max=0)
 
 
@@ -124,44 +123,18 @@ def ca_poisson(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
     Returns:
         (B, L).
     """
-    if candidates.shape[1] == logits.shape[2]:
-        return gather_items(logits, slate).sum(dim=1) * 0.0
     log_times = log_stopping_times(logits, candidates.shape[1])
     exposure = gather_items(logits[:, : log_times.shape[1]], slate).double() + log_times[:, :, None]
     return log_arrival_probability(exposure.logsumexp(dim=1)).to(logits.dtype)
-
-
-def gather_items(logits: Tensor, items: Tensor) -> Tensor:
-    """Every expert's logits of some items: (B, M, N), (B, J) -> (B, M, J)."""
-    return logits.gather(2, items[:, None, :].expand(-1, logits.shape[1], -1))
-
-
-def left_normalisers(logits: Tensor, taken: Tensor) -> Tensor:
-    """Log-normaliser over the items not in a_<k, for every expert and position.
-
-    LSE over {items outside a_1..a_K} + {a_k..a_K}: one logsumexp, then a reversed logcumsumexp.
-
-    Args:
-        logits: (B, M, N); -inf marks an item that is not there.
-        taken: (B, K), distinct items that are there.
-
-    Returns:
-        (B, M, K).
-    """
-    index = taken[:, None, :].expand(-1, logits.shape[1], -1)
-    chain = logits.gather(2, index).flip(2)
-    if taken.shape[1] < logits.shape[2]:
-        outside = logits.scatter(2, index, -torch.inf).logsumexp(dim=2, keepdim=True)
-        return torch.cat([outside, chain], dim=2).logcumsumexp(dim=2)[:, :, 1:].flip(2)
-    return chain.logcumsumexp(dim=2).flip(2)
 
 
 def one_expert_normalisers(logits: Tensor, slate: Tensor, num_candidates: int) -> Tensor:
     """W_k of `ca` for one expert: what is left at each position without the slot's item, in log space.
 
     All slots share one top K + 1: without an item of it the others are the greedy positions, in the published order
-    (the next item takes its place), and the rest of the catalogue is left in the end. An item outside it has a logit no
-    larger than the (K+1)-th, so taking it off what is left is exact: at most half goes.
+    (the next item takes its place), and the rest of the catalogue is left in the end. With C_k what is left of the
+    catalogue at its k-th best item, W_k is C_k without the item until its own place, C_(k+1) there, and C_k without
+    the (K+1)-th item behind. What is taken off is no larger than the k-th item: at most half goes, so nothing cancels.
 
     Args:
         logits: (B, 1, N), with K < N.
@@ -171,19 +144,13 @@ def one_expert_normalisers(logits: Tensor, slate: Tensor, num_candidates: int) -
     Returns:
         (B, L, K).
     """
-    flat = logits[:, 0]
-    best = flat.detach().topk(num_candidates + 1).indices
-    value = flat.gather(1, best)[:, None]  # (B, 1, K + 1)
-    is_item = best[:, None] == slate[:, :, None]  # (B, L, K + 1)
-    greedy = torch.where(is_item[..., :-1], value[..., -1:], value[..., :-1]).flip(2)
-    if num_candidates + 1 == logits.shape[2]:
-        return greedy.logcumsumexp(dim=2).flip(2)
-    rest = flat.scatter(1, best, -torch.inf).logsumexp(dim=1, keepdim=True)
-    left = torch.logaddexp(rest, value[:, 0, -1:])
-    among_best = is_item.any(dim=2)
-    share = (flat.gather(1, slate) - left).masked_fill(among_best, -torch.inf).exp()
-    outside = torch.where(among_best, rest, left + torch.log1p(-share))
-    return torch.cat([outside[..., None], greedy], dim=2).logcumsumexp(dim=2)[..., 1:].flip(2)
+    best = logits[:, 0].detach().topk(num_candidates + 1).indices
+    value, left = taken_and_left(logits, best)  # (B, 1, K + 1) each
+    is_here = best[:, None, :-1] == slate[:, :, None]  # (B, L, K)
+    is_passed = is_here.cumsum(dim=2) > 0
+    gone = torch.where(is_passed, value[..., -1:], gather_items(logits, slate).transpose(1, 2))
+    without = left[..., :-1] + torch.log1p(-(gone - left[..., :-1]).exp())
+    return torch.where(is_here, left[..., 1:], without)
 
 
 def mixture_normalisers(logits: Tensor, slate: Tensor, num_candidates: int) -> Tensor:
@@ -197,7 +164,7 @@ def mixture_normalisers(logits: Tensor, slate: Tensor, num_candidates: int) -> T
     rivals = rivals.scatter(3, slate[:, :, None, None].expand(-1, -1, num_experts, 1), -torch.inf).flatten(0, 1)
     taken = greedy_without(logits, slate, num_candidates).flatten(0, 1)  # (B * L, K)
     expert = torch.tensor(expert_of_position(num_candidates, num_experts), device=logits.device)
-    normalisers = left_normalisers(rivals, taken)  # (B * L, M, K)
+    _, normalisers = taken_and_left(rivals, taken)  # (B * L, M, K)
     return normalisers.gather(1, expert.expand(len(rivals), 1, -1)).view(batch, num_slots, num_candidates)
 
 

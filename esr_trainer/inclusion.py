@@ -24,14 +24,23 @@ from torch import Tensor
 
 from esr_trainer.policy import quotas
 
-ROUGH = 1e-4
-"""Error of log(arrivals) at which the first iteration hands over."""
+CROWDED = 0.9
+"""Largest share of the equal items that the first guess lets arrive."""
 
 MAX_STEPS = 6
 """Steps of the first iteration; a context that needs more is unusual and left to the second."""
 
+LAST = 3e-3
+"""Halley step of log tau that may be the last: the error after it is about its cube."""
+
+EVEN = 0.05
+"""Least d(arrivals) / d(log tau), per arrival, at which sums in the logits' own precision tell log tau to 1e-5."""
+
 FINE = 1e-4
 """Newton step of log tau that may be the last: the error after it is about its square."""
+
+NEVER = 1e30
+"""log tau of a race that is never stopped."""
 
 MAX_BISECTIONS = 200
 """Steps of the second iteration: enough to halve any bracket of float32 logits to nothing."""
@@ -50,8 +59,6 @@ def log_inclusion_probabilities(logits: Tensor, num_candidates: int) -> Tensor:
     Returns:
         (B, N), float64, none above 0; exp sums to K in every row.
     """
-    if num_candidates == logits.shape[2]:
-        return logits.double().sum(dim=1) * 0.0  # everything is in: log 1, gradient 0
     log_times = log_stopping_times(logits, num_candidates)
     return log_arrival_probability((logits[:, : log_times.shape[1]].double() + log_times[:, :, None]).logsumexp(dim=1))
 
@@ -61,11 +68,14 @@ def log_stopping_times(logits: Tensor, num_candidates: int) -> Tensor:
 
     Args:
         logits: (B, M, N), finite.
-        num_candidates: K, below N.
+        num_candidates: K, at most N.
 
     Returns:
-        (B, min(M, K)), float64.
+        (B, min(M, K)), float64; where everything is in, K = N, times at which every item has long arrived.
     """
+    if num_candidates == logits.shape[2]:
+        num_races = min(logits.shape[1], num_candidates)
+        return logits.new_full((len(logits), num_races), NEVER, dtype=torch.float64)
     times: Tensor = _LogStoppingTimes.apply(logits, num_candidates)  # type: ignore[no-untyped-call]
     return times
 
@@ -97,96 +107,142 @@ class _LogStoppingTimes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, num_candidates: int) -> Tensor:
         sizes = [quota for quota in quotas(num_candidates, logits.shape[1]) if quota]
-        times = torch.empty((len(logits), len(sizes)), dtype=torch.float64, device=logits.device)
-        exposure = None
+        times = logits.new_empty((len(logits), len(sizes)), dtype=torch.float64)
+        arrivals = logits.new_empty((len(sizes), len(logits), logits.shape[2]))  # z_m
+        left = torch.empty_like(arrivals)  # exp(-Z_m)
+        is_easy = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
         for expert, taken in enumerate(itertools.accumulate(sizes)):
-            rates = logits[:, expert]
-            times[:, expert] = solve(rates, exposure, taken - sizes[expert], sizes[expert])
-            if expert + 1 < len(sizes):
-                arrivals = (rates + times[:, expert, None]).exp_()
-                exposure = arrivals if exposure is None else exposure + arrivals
-        ctx.save_for_backward(logits, times)
+            rates, before = logits[:, expert], left[expert - 1] if expert else None
+            times[:, expert], is_solved = solve(rates, before, sizes[expert], out=arrivals[expert])
+            if not is_solved.all():
+                hard, size = ~is_solved, sizes[expert]
+                passed = (logits[hard, :expert].double() + times[hard, :expert, None]).exp_().sum(dim=1)
+                exposure = passed if expert else None
+                solution = polish(rates[hard].double(), exposure, times[hard, expert], taken - size, size)
+                times[hard, expert] = solution
+                arrivals[expert, hard] = (rates[hard] + solution[:, None].to(rates.dtype)).exp_()
+                is_easy &= is_solved
+            torch.neg(arrivals[expert], out=left[expert]).exp_()
+            if before is not None:
+                left[expert] *= before
+        ctx.save_for_backward(logits, times, arrivals, left, is_easy)
         return times
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        logits, times = ctx.saved_tensors
+        logits, times, arrivals, left, is_easy = ctx.saved_tensors
         (gradient,) = gradients
-        if logits.shape[1] == 1:  # dt = - q df with q = s / sum s, s = z e^-z: a softmax
-            rates = logits[:, 0]
-            marginal = (rates - (rates + times.to(rates.dtype)).exp_()).softmax(dim=1)
-            return marginal.mul_(-gradient.to(rates.dtype))[:, None], None
-        # Race m: sum_a s_m (1 - e^-z_m) = K_m with s_m = exp(-Z_(m-1)). With came = s_m (1 - e^-z_m) and
-        # left = exp(-Z_m), its differential sum_a left z_m (df^m + dt_m) - sum_{m' < m} sum_a came z_m' (df^m' + dt_m')
-        # is 0; adding the races before, so is the same with `left` instead of `-came`. Whichever is smaller loses
-        # nothing to cancellation. One triangular system per context, transposed here. float64 holds any rates' ratios;
-        # where no race ends sharply, the logits' own precision does, at half the memory.
-        for precision in (logits.dtype, torch.float64):
-            arrivals = (logits[:, : times.shape[1]] + times[:, :, None].to(precision)).exp_()
-            left = arrivals.cumsum(dim=1).neg_().exp_()
-            slope = torch.linalg.vecdot(left, arrivals)
-            if (slope > STEEP).all():  # not so either if a rate overflowed
-                break
-        came = torch.cat([torch.ones_like(left[:, :1]), left[:, :-1]], dim=1).mul_(torch.expm1(-arrivals))  # negative
-        by_left, by_came = (torch.bmm(terms, arrivals.transpose(1, 2)).tril(-1) for terms in (left, came))
-        is_smaller = by_left.sum(dim=2, keepdim=True) < -by_came.sum(dim=2, keepdim=True)
-        system = torch.where(is_smaller, by_left, by_came) + slope.diag_embed()
-        weight = torch.linalg.solve_triangular(system.double().mT, gradient[:, :, None], upper=True).to(precision)
-        earlier = torch.where(is_smaller, left, came).mul_(weight)
-        left *= weight
-        for expert in reversed(range(times.shape[1] - 1)):  # expert m answers for itself and for those behind it
-            left[:, expert] += earlier[:, expert + 1]
-            earlier[:, expert] += earlier[:, expert + 1]
-        result = torch.zeros_like(logits)
-        result[:, : times.shape[1]] = arrivals.mul_(left).neg_()
+        num_races = times.shape[1]
+        # Race m: sum_a left_m = N - K_1 - ... - K_m, so sum_{m' <= m} sum_a left_m z_m' (df^m' + dt_m') = 0: one
+        # triangular system per context, transposed here.
+        system = torch.bmm(left.transpose(0, 1), arrivals.permute(1, 2, 0)).double()
+        weight = torch.linalg.solve_triangular(system.mT, -gradient[:, :, None], upper=True).to(logits.dtype)
+        per_arrival = left * weight.transpose(0, 1)
+        for expert in reversed(range(num_races - 1)):  # expert m answers for itself and for those behind it
+            per_arrival[expert] += per_arrival[expert + 1]
+        result = per_arrival.mul_(arrivals).transpose(0, 1)
+        if num_races < logits.shape[1]:
+            result = torch.cat([result, torch.zeros_like(logits[:, num_races:])], dim=1)
+        if not is_easy.all():
+            hard = ~is_easy
+            result[hard] = hard_gradient(logits[hard], times[hard], gradient[hard]).to(result.dtype)
         return result, None
 
 
-def solve(rates: Tensor, exposure: Tensor | None, taken: int, size: int) -> Tensor:
-    """log tau of one expert's race: sum_a e^-exposure(a) (1 - e^-z(a)) = size, z = e^(rates + log tau).
+def hard_gradient(logits: Tensor, times: Tensor, gradient: Tensor) -> Tensor:
+    """What `gradient` by the stopping times is by the logits, in float64, where a race may end sharply.
 
-    Newton on the logarithm of both sides from below: in the logits' own precision to 1e-4, then in float64, kept inside
-    a bracket, where contexts that have converged are set aside. Where the sum is flat, because the items that are in
-    are sure to be and the others sure not to be, `solve_flat` finishes.
+    Race m: sum_a s_m (1 - e^-z_m) = K_m with s_m = exp(-Z_(m-1)). With came = s_m (1 - e^-z_m) and left = exp(-Z_m),
+    its differential sum_a left z_m (df^m + dt_m) - sum_{m' < m} sum_a came z_m' (df^m' + dt_m') is 0; adding the races
+    before, so is the same with `left` instead of `-came`. Whichever is smaller loses nothing to cancellation.
+
+    Args:
+        logits: (B, M, N).
+        times: log tau, (B, min(M, K)).
+        gradient: (B, min(M, K)).
+
+    Returns:
+        (B, M, N), float64.
+    """
+    num_races = times.shape[1]
+    exposed = logits[:, :num_races] + times[:, :, None]
+    if logits.shape[1] == 1:  # dt = - q df with q = s / sum s, s = z e^-z: a softmax, whatever the logits' size
+        return (exposed - exposed.exp()).softmax(dim=2).mul_(-gradient[:, :, None])
+    arrivals = exposed.exp_()
+    left = arrivals.cumsum(dim=1).neg_().exp_()
+    came = torch.cat([torch.ones_like(left[:, :1]), left[:, :-1]], dim=1).mul_(torch.expm1(-arrivals))  # negative
+    by_left, by_came = (torch.bmm(terms, arrivals.transpose(1, 2)).tril(-1) for terms in (left, came))
+    is_smaller = by_left.sum(dim=2, keepdim=True) < -by_came.sum(dim=2, keepdim=True)
+    system = torch.where(is_smaller, by_left, by_came) + torch.linalg.vecdot(left, arrivals).diag_embed()
+    weight = torch.linalg.solve_triangular(system.mT, gradient[:, :, None], upper=True)
+    earlier = torch.where(is_smaller, left, came).mul_(weight)
+    left *= weight
+    for expert in reversed(range(num_races - 1)):  # expert m answers for itself and for those behind it
+        left[:, expert] += earlier[:, expert + 1]
+        earlier[:, expert] += earlier[:, expert + 1]
+    result = torch.zeros_like(logits, dtype=torch.float64)
+    result[:, :num_races] = arrivals.mul_(left).neg_()
+    return result
+
+
+def solve(rates: Tensor, left: Tensor | None, size: int, out: Tensor) -> tuple[Tensor, Tensor]:
+    """log tau of one expert's race: sum_a left(a) (1 - e^-z(a)) = size, z = e^(rates + log tau).
+
+    Halley's iteration on the logarithm of both sides, in the logits' own precision: every term is positive, so the sums
+    keep it whatever N is. The first guess is exact for n equal items, n = (sum w)^2 / sum w^2 of the rates w.
 
     Args:
         rates: f, (B, N).
-        exposure: Z of the experts before, (B, N) float64, or None before the first race.
-        taken: expected arrivals before this race.
+        left: e^-Z of the experts before, (B, N), or None before the first race.
         size: expected arrivals in this race.
+        out: where z is written, (B, N).
 
     Returns:
-        (B,) float64.
+        (B,) float64, and whether it is the solution, (B,): not so where the sum is flat, or a weight underflows.
     """
-    left_before = rates.shape[1] - taken
-    before = None if exposure is None else exposure.to(rates.dtype)
-    unit = (rates if before is None else rates - before).logsumexp(dim=1, keepdim=True)
-    weights = (rates - unit).exp_()
-    times = torch.full_like(unit[:, 0], size)  # since 1 - e^-z <= z, a lower bound
+    largest = rates.amax(dim=1, keepdim=True)
+    weights = (rates - largest).exp_()
+    mass = weights if left is None else weights * left
+    total = mass.sum(dim=1)
+    crowding = (torch.linalg.vecdot(weights, mass) * (size / total.square())).clamp_(max=CROWDED)
+    log_times = (-torch.log1p(-crowding) / crowding * (size / total)).log()
     for _ in range(MAX_STEPS):
-        arrivals = weights * times[:, None]
-        left = (arrivals.neg() if before is None else (arrivals + before).neg_()).exp_()
-        arrived = left_before - left.sum(dim=1)
-        excess = (arrived / size).log()
-        if not (excess.abs() > ROUGH).any():
+        exposed = weights * -log_times.exp()[:, None]  # -z
+        came = torch.expm1(exposed)
+        if left is not None:
+            came *= left
+        arrived = -came.sum(dim=1)
+        flow = came.add_(1 if left is None else left).mul_(exposed)
+        slope = -flow.sum(dim=1)
+        excess, rise = (arrived / size).log(), slope / arrived
+        bend = (slope - torch.linalg.vecdot(exposed, flow)) / arrived - rise.square()
+        step = -2 * excess * rise / (2 * rise.square() - excess * bend)
+        log_times = log_times + step.clamp(-3, 3)
+        is_even = slope > EVEN * size
+        is_solved = (step.abs() < LAST) & is_even
+        if (is_solved | ~is_even).all():
             break
-        times = times * (-excess * arrived / torch.linalg.vecdot(arrivals, left)).clamp(-3, 3).exp()
-    low = math.log(size) - unit[:, 0].double() - 1e-3
-    start = times.double().log() - unit[:, 0]
-    return polish(rates.double(), exposure, torch.where(start > low, start, low), low, left_before, size)
+    torch.mul(weights, log_times.exp()[:, None], out=out)
+    return log_times.double() - largest[:, 0], is_solved
 
 
-def polish(rates: Tensor, exposure: Tensor | None, times: Tensor, low: Tensor, left_before: int, size: int) -> Tensor:
-    """Finish `solve` in float64: safeguarded Newton from a first guess; all arguments as there.
+def polish(rates: Tensor, exposure: Tensor | None, times: Tensor, taken: int, size: int) -> Tensor:
+    """What `solve` leaves, in float64: Newton from a first guess, kept inside a bracket; finished by `solve_flat`.
+
+    The sum is flat where the items that are in are sure to be and the others sure not to be. Contexts that have
+    converged are set aside.
 
     Args:
         rates: (B, N) float64.
         exposure: (B, N) float64 or None.
-        times: first guess of log tau, (B,).
-        low: lower bound of log tau, (B,).
-        left_before: expected number of items that are left before this race.
+        times: first guess of log tau, (B,); may be nan.
+        taken: expected arrivals before this race.
         size: expected arrivals in this race.
     """
+    left_before = rates.shape[1] - taken
+    # since 1 - e^-z <= z, a lower bound
+    low = math.log(size) - (rates if exposure is None else rates - exposure).logsumexp(dim=1) - 1e-3
+    times = torch.where(times > low, times, low)
     solution = times.clone()
     flat = torch.zeros(len(rates), dtype=torch.bool, device=rates.device)
     rows = torch.arange(len(rates), device=rates.device)
@@ -215,7 +271,7 @@ def polish(rates: Tensor, exposure: Tensor | None, times: Tensor, low: Tensor, l
         before = None if before is None else before[keep]
     if flat.any():
         before = None if exposure is None else exposure[flat]
-        solution[flat] = solve_flat(rates[flat], before, solution[flat], rates.shape[1] - left_before, size)
+        solution[flat] = solve_flat(rates[flat], before, solution[flat], taken, size)
     return solution
 
 

@@ -96,15 +96,15 @@ class Trainer:
         config, system = self.config, self.system
         group = GROUP if config.variance_reduction == "grpo" else 1
         contexts = torch.randint(self.world.num_contexts, (config.batch // group,), generator=self.generator)
-        contexts = contexts.repeat_interleave(group)
+        contexts = contexts[:, None].expand(-1, group).flatten()
         logits = self.policy(contexts)
         round_ = interact(self.world, system, contexts, logits, self.generator)
         loss = -(self.weighted_log_prob(contexts, logits, round_) @ system.slot_weights).mean()
         if config.entropy:
             loss = loss - config.entropy * entropy(logits).mean()
-        if not loss.isfinite():
+        if not math.isfinite(loss.item()):
             raise NonFiniteLossError(f"step {self.step + 1}: loss of estimator {config.estimator} is {loss.item()}")
-        self.optimizer.zero_grad()
+        self.policy.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = gradient_norm(self.policy)
         if not math.isfinite(norm):
@@ -166,7 +166,7 @@ class Trainer:
 def gradient_norm(policy: EarlyStageRanker) -> float:
     """Euclidean norm of the gradient over all tables."""
     gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients))
+    return float(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm())
 
 
 def step_metrics(loss: torch.Tensor, norm: float, logits: torch.Tensor) -> dict[str, float]:
