@@ -67,6 +67,10 @@ class TrainConfig(Options):
     world (npz); without it a simulator stands in."""
     world_seed: Seed = 0
     """Seed of a generated world; ignored with --data."""
+    contexts: PositiveInt | None = None
+    """C of a generated world; default 1,411 (kuairec) or 1,000 (synthetic)."""
+    items: PositiveInt | None = None
+    """N of a generated world; default 3,327 (kuairec) or 1,000 (synthetic)."""
     lsr: LateStageRankerName = "optimal"
     """Late-stage ranker: by reward, by reward with Plackett-Luce noise, at random, or worst first."""
     slot_weights: SlotWeightsName = "sum"

@@ -240,7 +240,7 @@ def prepare(config: TrainConfig, out: Path | None) -> tuple[Trainer, Path]:
     for path in (config.context_features, config.item_features):
         if path is not None and not path.is_file():
             raise UsageError(f"features ({path}) is not a file")
-    world = open_world(config.environment, config.data, config.world_seed)
+    world = open_world(config.environment, config.data, config.world_seed, config.contexts, config.items)
     if config.candidates > world.num_items:
         raise UsageError(f"candidates ({config.candidates}) exceeds the data's {world.num_items} items")
     paths = {

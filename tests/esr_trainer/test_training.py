@@ -267,6 +267,8 @@ def test_a_bad_configuration_file_is_one_line(text: str, tmp_path: Path, refused
 def test_a_directory_of_another_configuration_is_refused(tmp_path: Path, refused: Callable[[int], str]) -> None:
     out = run(tmp_path / "run", "--steps", "3")
     assert "seed 0, not 5" in refused(command_line([*SMALL, "--steps", "3", "--seed", "5", "--out", str(out)]))
+    smaller = command_line([*SMALL, "--steps", "3", "--items", "500", "--out", str(out)])
+    assert "items None, not 500" in refused(smaller)
     assert "steps (2)" in refused(command_line([*SMALL, "--steps", "2", "--out", str(out)]))
     (tmp_path / "notes.txt").write_text("mine")
     assert "is not empty and holds no run" in refused(command_line([*SMALL, "--out", str(tmp_path)]))
