@@ -20,10 +20,17 @@ UNIFORM_DRAWS = 8
 """Candidate sets per context over which the uniform policy's value is averaged."""
 
 
+Scorer = Callable[[Tensor, Tensor], Tensor]
+"""What an LSR ranks by: contexts (B,), items (B, K) -> scores (B, K), float32 and finite."""
+
+
 class System(NamedTuple):
     """Everything of a two-stage recommender but its ESR."""
 
     ranker: LateStageRanker
+    """How scores become an order."""
+    scores: Scorer
+    """The world's own for an oracle, a model's otherwise."""
     num_candidates: int
     """K."""
     slot_weights: Tensor
@@ -54,7 +61,7 @@ def replay(world: World, system: System, choose: Choose) -> Tensor:
         contexts = torch.arange(start, min(start + CHUNK, world.num_contexts))
         candidates = choose(contexts)
         rewards = system.ranker.expected_rewards(
-            world.scores(contexts, candidates),
+            system.scores(contexts, candidates),
             world.expected_rewards(contexts, candidates),
             system.num_slots,
             torch.Generator().manual_seed(start),

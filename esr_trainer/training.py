@@ -6,7 +6,7 @@ Axes: B batch, L slots.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,9 +47,10 @@ class NonFiniteLossError(RuntimeError):
     """The loss or its gradient is nan or infinite: a bug in an estimator, or a reward that is not finite."""
 
 
-def system_of(config: TrainConfig) -> System:
+def system_of(config: TrainConfig, world: World) -> System:
     """The LSR, K and slot weights of the settings."""
-    return System(LATE_STAGE_RANKERS[config.lsr], config.candidates, SLOT_WEIGHTS[config.slot_weights](config.slate))
+    weights = SLOT_WEIGHTS[config.slot_weights](config.slate)
+    return System(LATE_STAGE_RANKERS[config.lsr], world.scores, config.candidates, weights)
 
 
 def greedy_values(world: World, system: System, policy: EarlyStageRanker) -> torch.Tensor:
@@ -64,6 +65,7 @@ class Trainer:
 
     config: TrainConfig
     world: World
+    system: System
     policy: EarlyStageRanker
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
@@ -71,11 +73,6 @@ class Trainer:
     step: int
     metrics: dict[str, float]
     """Policy value at `step`, and the values it is read against."""
-
-    @cached_property
-    def system(self) -> System:
-        """The LSR, K and slot weights of the settings."""
-        return system_of(self.config)
 
     @property
     def saving_is_due(self) -> bool:
@@ -125,8 +122,8 @@ class Trainer:
             case "control-variate":
                 baseline = self.baseline.read_and_update(contexts, reward)
                 of_candidates = estimator(logits, round_.candidates, round_.candidates)
-                ranker = LATE_STAGE_RANKERS[self.config.lsr]
-                propensity = ranker.propensities(self.world.scores(contexts, round_.candidates), round_.positions)
+                scores = self.system.scores(contexts, round_.candidates)
+                propensity = self.system.ranker.propensities(scores, round_.positions)
                 return reward * log_prob - control_variate(baseline, log_prob, of_candidates, propensity)
             case _:
                 return reward * log_prob
@@ -196,13 +193,13 @@ def new_trainer(config: TrainConfig, world: World, contexts: Features, items: Fe
     policy.initialise(config.init_std, generator)
     optimizer = OPTIMIZERS[config.optimizer](policy.parameters(), lr=config.learning_rate)
     baseline = ContextBaseline.new(world.num_contexts, config.slate)
-    return Trainer(config, world, policy, optimizer, generator, baseline, 0, {})
+    return Trainer(config, world, system_of(config, world), policy, optimizer, generator, baseline, 0, {})
 
 
 def start(config: TrainConfig, world: World) -> Trainer:
     """A new run, and the values that its policy value is read against."""
     trainer = new_trainer(config, world, *read_catalogue(config, world))
-    system = system_of(config)
+    system = trainer.system
     trainer.metrics |= {
         "uniform_policy_value": uniform_value(world, system),
         "popularity_policy_value": popularity_value(world, system),
@@ -225,7 +222,8 @@ def resume(config: TrainConfig, world: World, checkpoint: Checkpoint) -> Trainer
     state = checkpoint.state()
     generator.set_state(state["generator"])
     baseline = ContextBaseline(state["baseline_mean"], state["baseline_visits"])
-    return Trainer(config, world, policy, optimizer, generator, baseline, description.step, dict(description.metrics))
+    system, metrics = system_of(config, world), dict(description.metrics)
+    return Trainer(config, world, system, policy, optimizer, generator, baseline, description.step, metrics)
 
 
 def prepare(config: TrainConfig, out: Path | None) -> tuple[Trainer, Path]:

@@ -88,7 +88,7 @@ def compare(
     if config.candidates > world.num_items:
         raise UsageError(f"candidates ({config.candidates}) exceeds the data's {world.num_items} items")
     return judge(
-        world, system_of(config), settings, paths, [checkpoint.policy() for checkpoint in checkpoints], baseline
+        world, system_of(config, world), settings, paths, [checkpoint.policy() for checkpoint in checkpoints], baseline
     )
 
 

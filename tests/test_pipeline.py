@@ -33,7 +33,7 @@ def test_real_labels_from_training_to_verdict(shared: Path, tmp_path: Path) -> N
         served = torch.tensor(
             [[row[item] for item in client.retrieve(address, user, 10)[0].item_ids] for user in world.context_ids]
         )
-    system = system_of(Checkpoint(trained).config)
+    system = system_of(Checkpoint(trained).config, world)
     value = replay(world, system, lambda contexts: served[contexts])
     permutation = torch.randperm(world.num_contexts, generator=torch.Generator().manual_seed(0))
     permuted = replay(world, system, lambda contexts: served[permutation[contexts]])

@@ -144,7 +144,7 @@ def test_a_checkpoints_policy_value_is_of_its_step(tmp_path: Path) -> None:
     world = open_world("synthetic", None, 0)
     for path in checkpoints(out):
         checkpoint = Checkpoint(path)
-        values = greedy_values(world, system_of(checkpoint.config), checkpoint.policy())
+        values = greedy_values(world, system_of(checkpoint.config, world), checkpoint.policy())
         assert float(values.mean()) == pytest.approx(checkpoint.description.metrics["policy_value"], abs=1e-5)
 
 
