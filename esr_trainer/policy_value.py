@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from esr_trainer.late_stage_rankers import LateStageRanker
+from esr_trainer.ranker_files import RankerFile, Scorer
 from esr_trainer.world import World
 
 CHUNK = 256
@@ -18,10 +19,6 @@ CHUNK = 256
 
 UNIFORM_DRAWS = 8
 """Candidate sets per context over which the uniform policy's value is averaged."""
-
-
-Scorer = Callable[[Tensor, Tensor], Tensor]
-"""What an LSR ranks by: contexts (B,), items (B, K) -> scores (B, K), float32 and finite."""
 
 
 class System(NamedTuple):
@@ -35,6 +32,8 @@ class System(NamedTuple):
     """K."""
     slot_weights: Tensor
     """(L,)."""
+    ranker_file: RankerFile | None = None
+    """Where `scores` come from, to be kept with a run; None for an oracle or a function of the caller's."""
 
     @property
     def num_slots(self) -> int:

@@ -26,11 +26,10 @@ from esr_trainer.environments import open_world
 from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.features import Features, id_features, read_features
 from esr_trainer.interaction import Round, interact
-from esr_trainer.late_stage_rankers import LATE_STAGE_RANKERS
 from esr_trainer.metrics import MetricsLog
 from esr_trainer.policy import greedy_candidates
 from esr_trainer.policy_value import System, optimal_value, popularity_value, replay, uniform_value
-from esr_trainer.slots import SLOT_WEIGHTS
+from esr_trainer.system import ranker_of, read_ranker, system_of
 from esr_trainer.towers import EarlyStageRanker
 from esr_trainer.variance_reduction import GRPO_SHIFT, ContextBaseline, control_variate, group_normalised
 from esr_trainer.whole_directory import remove_unfinished
@@ -45,12 +44,6 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 
 class NonFiniteLossError(RuntimeError):
     """The loss or its gradient is nan or infinite: a bug in an estimator, or a reward that is not finite."""
-
-
-def system_of(config: TrainConfig, world: World) -> System:
-    """The LSR, K and slot weights of the settings."""
-    weights = SLOT_WEIGHTS[config.slot_weights](config.slate)
-    return System(LATE_STAGE_RANKERS[config.lsr], world.scores, config.candidates, weights)
 
 
 def greedy_values(world: World, system: System, policy: EarlyStageRanker) -> torch.Tensor:
@@ -151,6 +144,7 @@ class Trainer:
             self.policy,
             self.optimizer,
             {"generator": self.generator.get_state(), **self.baseline.tensors()},
+            self.system.ranker_file,
         )
         keep_last_and_best(run)
         return directory
@@ -186,20 +180,19 @@ def read_catalogue(config: TrainConfig, world: World) -> tuple[Features, Feature
     )
 
 
-def new_trainer(config: TrainConfig, world: World, contexts: Features, items: Features) -> Trainer:
+def new_trainer(config: TrainConfig, world: World, system: System, contexts: Features, items: Features) -> Trainer:
     """A run at its first step: tables drawn from the seed, nothing valued yet."""
     generator = torch.Generator().manual_seed(config.seed)
     policy = build_policy(config, contexts, items)
     policy.initialise(config.init_std, generator)
     optimizer = OPTIMIZERS[config.optimizer](policy.parameters(), lr=config.learning_rate)
     baseline = ContextBaseline.new(world.num_contexts, config.slate)
-    return Trainer(config, world, system_of(config, world), policy, optimizer, generator, baseline, 0, {})
+    return Trainer(config, world, system, policy, optimizer, generator, baseline, 0, {})
 
 
-def start(config: TrainConfig, world: World) -> Trainer:
+def start(config: TrainConfig, world: World, system: System) -> Trainer:
     """A new run, and the values that its policy value is read against."""
-    trainer = new_trainer(config, world, *read_catalogue(config, world))
-    system = trainer.system
+    trainer = new_trainer(config, world, system, *read_catalogue(config, world))
     trainer.metrics |= {
         "uniform_policy_value": uniform_value(world, system),
         "popularity_policy_value": popularity_value(world, system),
@@ -222,7 +215,7 @@ def resume(config: TrainConfig, world: World, checkpoint: Checkpoint) -> Trainer
     state = checkpoint.state()
     generator.set_state(state["generator"])
     baseline = ContextBaseline(state["baseline_mean"], state["baseline_visits"])
-    system, metrics = system_of(config, world), dict(description.metrics)
+    system, metrics = system_of(config, world, checkpoint.ranker()), dict(description.metrics)
     return Trainer(config, world, system, policy, optimizer, generator, baseline, description.step, metrics)
 
 
@@ -238,20 +231,22 @@ def prepare(config: TrainConfig, out: Path | None) -> tuple[Trainer, Path]:
     for path in (config.context_features, config.item_features):
         if path is not None and not path.is_file():
             raise UsageError(f"features ({path}) is not a file")
+    given = read_ranker(config.lsr) if isinstance(config.lsr, Path) else None
     world = open_world(config.environment, config.data, config.world_seed, config.contexts, config.items)
     if config.candidates > world.num_items:
         raise UsageError(f"candidates ({config.candidates}) exceeds the data's {world.num_items} items")
     paths = {
         name: path.resolve()
-        for name in ("data", "context_features", "item_features")
-        if (path := getattr(config, name)) is not None
+        for name in ("data", "context_features", "item_features", "lsr")
+        if isinstance(path := getattr(config, name), Path)
     }
     config = config.model_copy(update={"environment": world.environment, **paths})
     if out is not None and checkpoints(out):
-        run = open_run(out, config, world.fingerprint)
+        run = open_run(out, config, world.fingerprint, given)
         return resume(config, world, Checkpoint(run)), run
-    trainer = start(config, world)
-    return trainer, open_run(out, config, world.fingerprint)
+    ranker = given or ranker_of(config, world)
+    trainer = start(config, world, system_of(config, world, ranker))
+    return trainer, open_run(out, config, world.fingerprint, ranker)
 
 
 def train(trainer: Trainer, run: Path, report: Callable[[Trainer], None], stop: Callable[[], bool]) -> Path:

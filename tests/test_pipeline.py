@@ -7,7 +7,7 @@ import torch
 from esr_trainer.checkpoint import Checkpoint
 from esr_trainer.environments import read_world
 from esr_trainer.policy_value import replay
-from esr_trainer.training import system_of
+from esr_trainer.system import system_of
 from offline_eval.intervals import bootstrap
 from serving import client
 from tests.conftest import last_json, run_module, serving

@@ -21,7 +21,8 @@ from esr_trainer.config import TrainConfig
 from esr_trainer.environments import open_world
 from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.metrics import METRICS
-from esr_trainer.training import NonFiniteLossError, greedy_values, prepare, step_metrics, system_of, train
+from esr_trainer.system import system_of
+from esr_trainer.training import NonFiniteLossError, greedy_values, prepare, step_metrics, train
 from esr_trainer.whole_directory import sole_writer
 from serving import Retriever
 from serving.export import export
