@@ -20,6 +20,7 @@ from torch import Tensor
 from esr_trainer.command_line import Options, UsageError
 from esr_trainer.config import TrainConfig
 from esr_trainer.features import Features, load_features, save_features
+from esr_trainer.ranker_files import RANKER_FILES, RankerFile
 from esr_trainer.towers import EarlyStageRanker
 from esr_trainer.whole_directory import numbered, remove_whole, sha256, written_whole
 
@@ -90,6 +91,11 @@ class Checkpoint:
         """What else the run goes on from: its generator's state and its baseline."""
         return load_file(self.directory / "state.safetensors")
 
+    def ranker(self) -> RankerFile | None:
+        """The LSR that it was trained with; None for an oracle."""
+        names = [name for name in RANKER_FILES if name in self.description.files]
+        return RankerFile(names[0], (self.directory / names[0]).read_bytes()) if names else None
+
 
 def build_policy(config: TrainConfig, contexts: Features, items: Features) -> EarlyStageRanker:
     """The ESR that the settings describe, its tables not yet drawn."""
@@ -102,6 +108,7 @@ def save_checkpoint(
     policy: EarlyStageRanker,
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Tensor],
+    ranker: RankerFile | None,
 ) -> Path:
     """Write `checkpoints/<step>` of a run.
 
@@ -111,6 +118,7 @@ def save_checkpoint(
         policy: the ESR.
         optimizer: its state is stored by parameter name.
         state: what else the run needs to go on.
+        ranker: the LSR's own file, if it has one.
 
     Returns:
         The checkpoint's directory.
@@ -128,7 +136,7 @@ def save_checkpoint(
         for key, value in values.items()
     }
     try:
-        write_checkpoint(target, description, policy, moments, state)
+        write_checkpoint(target, description, policy, moments, state, ranker)
     except (OSError, SafetensorError) as error:
         raise UsageError(f"checkpoint ({target}) cannot be written: {error}") from error
     return target
@@ -140,12 +148,15 @@ def write_checkpoint(
     policy: EarlyStageRanker,
     moments: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
+    ranker: RankerFile | None,
 ) -> None:
     """Write the directory, whole or not at all; arguments as for `save_checkpoint`."""
     with written_whole(target) as directory:
         save_file(policy.state_dict(), directory / "policy.safetensors")
         save_file(dict(moments), directory / "optimizer.safetensors")
         save_file(dict(state), directory / "state.safetensors")
+        if ranker:
+            (directory / ranker.name).write_bytes(ranker.content)
         save_features(policy.context_tower.features, directory, "context")
         save_features(policy.item_tower.features, directory, "item")
         files = {path.name: sha256(path) for path in sorted(directory.iterdir())}
@@ -191,13 +202,16 @@ def keep_last_and_best(run: Path) -> None:
             remove_whole(path)
 
 
-def open_run(directory: Path | None, config: TrainConfig, world_fingerprint: str) -> Path:
+def open_run(
+    directory: Path | None, config: TrainConfig, world_fingerprint: str, ranker: RankerFile | None = None
+) -> Path:
     """Make a run directory, or enter one whose configuration matches.
 
     Args:
         directory: None for the next free `runs/<n>`.
         config: the settings; a run that is entered again may ask for more steps, or find its data elsewhere.
         world_fingerprint: SHA-256 of the world, which must match too.
+        ranker: the LSR's own file; one that was named by its path must have the same content.
 
     Returns:
         The run directory; it holds `config.json`.
@@ -206,6 +220,8 @@ def open_run(directory: Path | None, config: TrainConfig, world_fingerprint: str
         UsageError: the directory holds something else.
     """
     wanted = {**json.loads(config.model_dump_json(exclude={"steps", "data"})), "world_fingerprint": world_fingerprint}
+    if ranker and isinstance(config.lsr, Path):
+        wanted["lsr"] = f"of SHA-256 {ranker.sha256}"
     if directory is None:
         directory = fresh_run(Path("runs"))
     elif (directory / "config.json").is_file():

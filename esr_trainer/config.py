@@ -13,7 +13,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 EstimatorName = Literal["top1", "ca", "ca-swr", "ca-poisson", "v-swr", "v"]
 EnvironmentName = Literal["kuairec", "synthetic"]
-LateStageRankerName = Literal["optimal", "noisy", "uniform", "anti"]
+LateStageRankerName = Literal["optimal", "noisy", "uniform", "anti", "learned"]
 SlotWeightsName = Literal["sum", "mean", "dcg"]
 VarianceReductionName = Literal["none", "baseline", "grpo", "control-variate"]
 PresetName = Literal["default", "paper"]
@@ -25,6 +25,9 @@ V_FAMILY = ("v", "v-swr")
 SUMS_TO_K = "ca-poisson"
 """The estimator whose probabilities sum to K, so that its score function over all candidates has mean zero."""
 
+RANDOM_ORDERS = ("noisy", "uniform")
+"""Late-stage rankers that draw their order; the others, learned and brought ones too, show a fixed one."""
+
 GROUP = 8
 """G of GRPO."""
 
@@ -32,22 +35,22 @@ PAPER_PRESET = {"init_std": 1.0, "optimizer": "adagrad", "experts": 1, "candidat
 """arXiv:2605.26385 §4, as DESIGN §5 gives it; batch 128 and temperature 1 are the default preset's too."""
 
 
-def paper_learning_rate(estimator: str, lsr: str) -> float:
+def paper_learning_rate(estimator: str, lsr: str | Path) -> float:
     """The published learning rates: 1e-1 for the V family; for the others 1e-2 over the LSR's propensity, rounded.
 
     lr = lr_0 / E[LSR propensity of its greedy item] (arXiv:2605.26385 App. E, Eq. 9), at K = 10: about 0.6 for the
     noisy LSR, 0.1 for the uniform one, 1 for a fixed order.
     """
-    return 1e-1 if estimator in V_FAMILY else {"noisy": 2e-2, "uniform": 1e-1}.get(lsr, 1e-2)
+    return 1e-1 if estimator in V_FAMILY else {"noisy": 2e-2, "uniform": 1e-1}.get(str(lsr), 1e-2)
 
 
-def misuse(variance_reduction: str, estimator: str, lsr: str, batch: int) -> str | None:
+def misuse(variance_reduction: str, estimator: str, lsr: str | Path, batch: int) -> str | None:
     """Why a variance reduction is wrong to use here, in one line, or None."""
     if variance_reduction == "baseline" and estimator not in V_FAMILY:
         return f"(baseline) is for v and v-swr: {estimator} follows its objective only with rewards above 0"
     if variance_reduction == "control-variate" and estimator in V_FAMILY:
         return f"(control-variate) does nothing for {estimator}, whose log-probability is the same for every candidate"
-    if variance_reduction == "control-variate" and lsr in ("optimal", "anti") and estimator != SUMS_TO_K:
+    if variance_reduction == "control-variate" and lsr not in RANDOM_ORDERS and estimator != SUMS_TO_K:
         return f"(control-variate) vanishes for lsr {lsr}, which shows a fixed order"
     if variance_reduction == "grpo" and batch % GROUP:
         return f"(grpo) takes {GROUP} slates per context: batch ({batch}) must be a multiple"
@@ -70,9 +73,17 @@ class TrainConfig(Options):
     """KuaiRec's small_matrix.csv, small_matrix_gt2.npz or small_matrix_semisynthetic.npz, or the arrays of a synthetic
     world (npz); without it a simulator stands in."""
     world_seed: Seed = 0
-    """Seed of a generated world; ignored with --data."""
-    lsr: LateStageRankerName = "optimal"
-    """Late-stage ranker: by reward, by reward with Plackett-Luce noise, at random, or worst first."""
+    """Seed of a generated world, and of the feedback and the fit of a learned late-stage ranker."""
+    contexts: PositiveInt | None = None
+    """C of a generated world; default 1,411 (kuairec) or 1,000 (synthetic)."""
+    items: PositiveInt | None = None
+    """N of a generated world; default 3,327 (kuairec) or 1,000 (synthetic)."""
+    lsr: LateStageRankerName | Path = "optimal"
+    """Late-stage ranker: by reward, by reward with Plackett-Luce noise, at random, worst first, by a model that is
+    fitted to logged feedback first (`learned`), or by a file: an ONNX model of context_id (B,) and item_ids (B, K) as
+    strings, or context_row and item_rows as int64, giving scores (B, K); or a run whose learned ranker to use again."""
+    lsr_interactions: Annotated[int, Field(ge=2)] = 500_000
+    """Logged interactions that `--lsr learned` is fitted to: random items shown to random users of the world."""
     slot_weights: SlotWeightsName = "sum"
     """How much slot l counts: 1, 1/L, or 1/log2(l+1)."""
     candidates: PositiveInt = 100

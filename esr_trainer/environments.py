@@ -4,19 +4,39 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from esr_trainer import kuairec, synthetic
 from esr_trainer.command_line import UsageError
 from esr_trainer.whole_directory import sha256
-from esr_trainer.world import World
+from esr_trainer.world import World, check_size
 
-ENVIRONMENTS: Mapping[str, Callable[[int], World]] = {
-    "kuairec": lambda seed: kuairec.simulated_world(seed=seed),
-    "synthetic": lambda seed: synthetic.synthetic_world(seed=seed),
+
+class Shape(NamedTuple):
+    """How large a generated world is."""
+
+    contexts: int
+    """C."""
+    items: int
+    """N."""
+
+
+class Generator(NamedTuple):
+    """A world that needs no file."""
+
+    shape: Shape
+    """Its own, where the settings name none."""
+    generate: Callable[[int, int, int], World]
+    """C, N, world seed -> world."""
+
+
+ENVIRONMENTS: Mapping[str, Generator] = {
+    "kuairec": Generator(Shape(1411, 3327), kuairec.simulated_world),
+    "synthetic": Generator(Shape(1000, 1000), synthetic.synthetic_world),
 }
-"""Generated worlds by name: world seed -> world."""
+"""Generated worlds by name."""
 
 ARCHIVES: tuple[tuple[frozenset[str], Callable[[Mapping[str, np.ndarray], str], World]], ...] = (
     (frozenset({"gt2_bits", "user_id", "video_id"}), kuairec.binary_world),
@@ -26,19 +46,30 @@ ARCHIVES: tuple[tuple[frozenset[str], Callable[[Mapping[str, np.ndarray], str], 
 """npz files, known by the arrays they hold."""
 
 
-def open_world(environment: str | None, data: Path | None, seed: int) -> World:
+def open_world(
+    environment: str | None, data: Path | None, seed: int, contexts: int | None = None, items: int | None = None
+) -> World:
     """Read the world of a file, or generate one.
 
     Args:
         environment: a name in ENVIRONMENTS, or None to take the file's (without a file: kuairec).
         data: a KuaiRec or synthetic file, or None to generate.
         seed: decides a generated world.
+        contexts: C of a generated world, or None for its own.
+        items: N of a generated world, or None for its own.
 
     Raises:
-        UsageError: the file is missing, malformed, or of another environment.
+        UsageError: the file is missing, malformed or of another environment, it comes with a shape, or the world is
+            too large.
     """
     if data is None:
-        return ENVIRONMENTS[environment or "kuairec"](seed)
+        shape, generate = ENVIRONMENTS[environment or "kuairec"]
+        shape = Shape(contexts or shape.contexts, items or shape.items)
+        check_size(*shape)
+        return generate(*shape, seed)
+    for name, count in (("contexts", contexts), ("items", items)):
+        if count is not None:
+            raise UsageError(f"{name} ({count}) is for generated worlds: data ({data}) has a shape of its own")
     world = read_world(data)
     if environment not in (None, world.environment):
         raise UsageError(f"environment ({environment}) clashes with data ({data}), which holds {world.environment}")

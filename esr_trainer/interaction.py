@@ -38,6 +38,6 @@ def interact(world: World, system: System, contexts: Tensor, logits: Tensor, gen
         generator: the source of every draw.
     """
     candidates = sample_candidates(logits, system.num_candidates, generator)
-    positions = system.ranker.rank(world.scores(contexts, candidates), system.num_slots, generator)
+    positions = system.ranker.rank(system.scores(contexts, candidates), system.num_slots, generator)
     slate = candidates.gather(1, positions)
     return Round(candidates, slate, world.draw_rewards(contexts, slate, generator), positions)

@@ -97,7 +97,7 @@ def original_world(path: Path, source: str) -> World:
     )
 
 
-def simulated_world(num_contexts: int = 1411, num_items: int = 3327, seed: int = 0) -> World:
+def simulated_world(num_contexts: int, num_items: int, seed: int = 0) -> World:
     """A stand-in of KuaiRec's shape and marginals, for a machine without its files.
 
     log watch_ratio = log 0.77 + user + item + taste + noise, with user ~ N(0, 0.26^2), item ~ N(0, 0.3^2), taste the

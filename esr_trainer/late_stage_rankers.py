@@ -83,4 +83,6 @@ LATE_STAGE_RANKERS: Mapping[str, LateStageRanker] = {
     "noisy": LateStageRanker(score_weight=1, noise=1),
     "uniform": LateStageRanker(score_weight=0, noise=1),
     "anti": LateStageRanker(score_weight=-1, noise=0),
+    "learned": LateStageRanker(score_weight=1, noise=0),
 }
+"""Name -> order. What is ordered by is the world's score, but for `learned` and a file a model's."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from esr_trainer.late_stage_rankers import LateStageRanker
+from esr_trainer.ranker_files import RankerFile, Scorer
 from esr_trainer.world import World
 
 CHUNK = 256
@@ -24,10 +25,15 @@ class System(NamedTuple):
     """Everything of a two-stage recommender but its ESR."""
 
     ranker: LateStageRanker
+    """How scores become an order."""
+    scores: Scorer
+    """The world's own for an oracle, a model's otherwise."""
     num_candidates: int
     """K."""
     slot_weights: Tensor
     """(L,)."""
+    ranker_file: RankerFile | None = None
+    """Where `scores` come from, to be kept with a run; None for an oracle or a function of the caller's."""
 
     @property
     def num_slots(self) -> int:
@@ -54,7 +60,7 @@ def replay(world: World, system: System, choose: Choose) -> Tensor:
         contexts = torch.arange(start, min(start + CHUNK, world.num_contexts))
         candidates = choose(contexts)
         rewards = system.ranker.expected_rewards(
-            world.scores(contexts, candidates),
+            system.scores(contexts, candidates),
             world.expected_rewards(contexts, candidates),
             system.num_slots,
             torch.Generator().manual_seed(start),

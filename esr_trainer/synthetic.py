@@ -24,7 +24,7 @@ ARRAYS = (
 """x (C, D), c_x (D), its bias, a (N, D), c_a (D), its bias, M0, Mz and C (D, D), C's bias, the score's scale."""
 
 
-def synthetic_world(num_contexts: int = 1000, num_items: int = 1000, seed: int = 0, dimension: int = 10) -> World:
+def synthetic_world(num_contexts: int, num_items: int, seed: int = 0, dimension: int = 10) -> World:
     """Draw a synthetic world; every array has draws of its own.
 
     x, a ~ U[-1, 1]^D scaled to unit norm; M0, Mz Gaussian with unit-norm last axis; c_x, c_a, C ~ N(0, 1); biases 3, 3

@@ -6,7 +6,7 @@ Axes: B batch, L slots.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,11 +26,10 @@ from esr_trainer.environments import open_world
 from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.features import Features, id_features, read_features
 from esr_trainer.interaction import Round, interact
-from esr_trainer.late_stage_rankers import LATE_STAGE_RANKERS
 from esr_trainer.metrics import MetricsLog
 from esr_trainer.policy import entropy, greedy_candidates
 from esr_trainer.policy_value import System, optimal_value, popularity_value, replay, uniform_value
-from esr_trainer.slots import SLOT_WEIGHTS
+from esr_trainer.system import ranker_of, read_ranker, system_of
 from esr_trainer.towers import EarlyStageRanker
 from esr_trainer.variance_reduction import GRPO_SHIFT, ContextBaseline, control_variate, group_normalised
 from esr_trainer.whole_directory import remove_unfinished
@@ -47,11 +46,6 @@ class NonFiniteLossError(RuntimeError):
     """The loss or its gradient is nan or infinite: a bug in an estimator, or a reward that is not finite."""
 
 
-def system_of(config: TrainConfig) -> System:
-    """The LSR, K and slot weights of the settings."""
-    return System(LATE_STAGE_RANKERS[config.lsr], config.candidates, SLOT_WEIGHTS[config.slot_weights](config.slate))
-
-
 def greedy_values(world: World, system: System, policy: EarlyStageRanker) -> torch.Tensor:
     """The expected weighted reward of every context under the greedy policy, (C,)."""
     with torch.no_grad():
@@ -64,6 +58,7 @@ class Trainer:
 
     config: TrainConfig
     world: World
+    system: System
     policy: EarlyStageRanker
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
@@ -71,11 +66,6 @@ class Trainer:
     step: int
     metrics: dict[str, float]
     """Policy value at `step`, and the values it is read against."""
-
-    @cached_property
-    def system(self) -> System:
-        """The LSR, K and slot weights of the settings."""
-        return system_of(self.config)
 
     @property
     def saving_is_due(self) -> bool:
@@ -127,8 +117,8 @@ class Trainer:
             case "control-variate":
                 baseline = self.baseline.read_and_update(contexts, reward)
                 of_candidates = estimator(logits, round_.candidates, round_.candidates)
-                ranker = LATE_STAGE_RANKERS[self.config.lsr]
-                propensity = ranker.propensities(self.world.scores(contexts, round_.candidates), round_.positions)
+                scores = self.system.scores(contexts, round_.candidates)
+                propensity = self.system.ranker.propensities(scores, round_.positions)
                 if self.config.estimator == SUMS_TO_K:
                     propensity = propensity - 1 / self.config.candidates
                 return reward * log_prob - control_variate(baseline, log_prob, of_candidates, propensity)
@@ -158,6 +148,7 @@ class Trainer:
             self.policy,
             self.optimizer,
             {"generator": self.generator.get_state(), **self.baseline.tensors()},
+            self.system.ranker_file,
         )
         keep_last_and_best(run)
         return directory
@@ -191,20 +182,19 @@ def read_catalogue(config: TrainConfig, world: World) -> tuple[Features, Feature
     )
 
 
-def new_trainer(config: TrainConfig, world: World, contexts: Features, items: Features) -> Trainer:
+def new_trainer(config: TrainConfig, world: World, system: System, contexts: Features, items: Features) -> Trainer:
     """A run at its first step: tables drawn from the seed, nothing valued yet."""
     generator = torch.Generator().manual_seed(config.seed)
     policy = build_policy(config, contexts, items)
     policy.initialise(config.init_std, generator)
     optimizer = OPTIMIZERS[config.optimizer](policy.parameters(), lr=config.learning_rate)
     baseline = ContextBaseline.new(world.num_contexts, config.slate)
-    return Trainer(config, world, policy, optimizer, generator, baseline, 0, {})
+    return Trainer(config, world, system, policy, optimizer, generator, baseline, 0, {})
 
 
-def start(config: TrainConfig, world: World) -> Trainer:
+def start(config: TrainConfig, world: World, system: System) -> Trainer:
     """A new run, and the values that its policy value is read against."""
-    trainer = new_trainer(config, world, *read_catalogue(config, world))
-    system = system_of(config)
+    trainer = new_trainer(config, world, system, *read_catalogue(config, world))
     trainer.metrics |= {
         "uniform_policy_value": uniform_value(world, system),
         "popularity_policy_value": popularity_value(world, system),
@@ -227,7 +217,8 @@ def resume(config: TrainConfig, world: World, checkpoint: Checkpoint) -> Trainer
     state = checkpoint.state()
     generator.set_state(state["generator"])
     baseline = ContextBaseline(state["baseline_mean"], state["baseline_visits"])
-    return Trainer(config, world, policy, optimizer, generator, baseline, description.step, dict(description.metrics))
+    system, metrics = system_of(config, world, checkpoint.ranker()), dict(description.metrics)
+    return Trainer(config, world, system, policy, optimizer, generator, baseline, description.step, metrics)
 
 
 def prepare(config: TrainConfig, out: Path | None) -> tuple[Trainer, Path]:
@@ -242,20 +233,22 @@ def prepare(config: TrainConfig, out: Path | None) -> tuple[Trainer, Path]:
     for path in (config.context_features, config.item_features):
         if path is not None and not path.is_file():
             raise UsageError(f"features ({path}) is not a file")
-    world = open_world(config.environment, config.data, config.world_seed)
+    given = read_ranker(config.lsr) if isinstance(config.lsr, Path) else None
+    world = open_world(config.environment, config.data, config.world_seed, config.contexts, config.items)
     if config.candidates > world.num_items:
         raise UsageError(f"candidates ({config.candidates}) exceeds the data's {world.num_items} items")
     paths = {
         name: path.resolve()
-        for name in ("data", "context_features", "item_features")
-        if (path := getattr(config, name)) is not None
+        for name in ("data", "context_features", "item_features", "lsr")
+        if isinstance(path := getattr(config, name), Path)
     }
     config = config.model_copy(update={"environment": world.environment, **paths})
     if out is not None and checkpoints(out):
-        run = open_run(out, config, world.fingerprint)
+        run = open_run(out, config, world.fingerprint, given)
         return resume(config, world, Checkpoint(run)), run
-    trainer = start(config, world)
-    return trainer, open_run(out, config, world.fingerprint)
+    ranker = given or ranker_of(config, world)
+    trainer = start(config, world, system_of(config, world, ranker))
+    return trainer, open_run(out, config, world.fingerprint, ranker)
 
 
 def train(trainer: Trainer, run: Path, report: Callable[[Trainer], None], stop: Callable[[], bool]) -> Path:

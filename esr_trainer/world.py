@@ -9,6 +9,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from esr_trainer.command_line import UsageError
+
+MAX_CELLS = 250_000_000
+"""C x N of the largest world: each of its dense float32 matrices then takes 1 GB."""
+
+
+def check_size(num_contexts: int, num_items: int) -> None:
+    """Refuse a world whose dense matrices would not fit into memory, before they are made.
+
+    Raises:
+        UsageError: C x N exceeds MAX_CELLS.
+    """
+    if num_contexts * num_items > MAX_CELLS:
+        raise UsageError(
+            f"world ({num_contexts} contexts x {num_items} items) has more than {MAX_CELLS:,} cells, the most that its "
+            "dense matrices may have"
+        )
+
 
 @dataclass(frozen=True)
 class World:

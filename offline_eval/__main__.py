@@ -31,8 +31,8 @@ class Compare(Command):
     """Run or checkpoint directory that they are compared with; default one popular list for everybody."""
     data: Path | None = None
     """Where the world's file is now, if it was moved since training."""
-    lsr: LateStageRankerName | None = None
-    """Judge with this late-stage ranker instead of the one trained with."""
+    lsr: LateStageRankerName | Path | None = None
+    """Judge with this late-stage ranker (a name, a file or a run) instead of the one trained with."""
     slot_weights: SlotWeightsName | None = None
     """Judge with these slot weights."""
     candidates: PositiveInt | None = None
@@ -44,7 +44,7 @@ class Compare(Command):
         """Compare, and print a table."""
         from offline_eval.compare import SYSTEM_SETTINGS, compare
 
-        overrides = self.model_dump(include=set(SYSTEM_SETTINGS), exclude_none=True)
+        overrides = self.model_dump(mode="json", include=set(SYSTEM_SETTINGS), exclude_none=True)
         found = compare(self.candidate, self.baseline, self.data, overrides)
         note(f"world: {found.world}")
         note(f"system: {', '.join(f'{name} {value}' for name, value in found.system.items())}")

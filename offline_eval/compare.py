@@ -17,8 +17,8 @@ from esr_trainer.config import TrainConfig
 from esr_trainer.environments import open_world
 from esr_trainer.policy import greedy_candidates
 from esr_trainer.policy_value import System, optimal_value, popular_candidates, replay, uniform_value
+from esr_trainer.system import ranker_of, system_of
 from esr_trainer.towers import EarlyStageRanker
-from esr_trainer.training import system_of
 from esr_trainer.world import World
 from offline_eval.intervals import Estimate, bootstrap
 
@@ -73,23 +73,30 @@ def compare(
     paths = [*([baseline] if baseline else []), *candidates]
     checkpoints = [Checkpoint(path) for path in paths]
     first = checkpoints[0]
-    settings = {**first.config.model_dump(include=set(SYSTEM_SETTINGS)), **(overrides or {})}
+    overrides = overrides or {}
+    settings = {name: overrides.get(name, setting(first, name)) for name in SYSTEM_SETTINGS}
     for path, checkpoint in zip(paths, checkpoints, strict=True):
         if checkpoint.description.world_fingerprint != first.description.world_fingerprint:
             raise UsageError(f"{path} was trained in another world than {paths[0]}: {checkpoint.description.world}")
-        for name in settings.keys() - (overrides or {}).keys():
-            if (found := getattr(checkpoint.config, name)) != settings[name]:
+        for name in settings.keys() - overrides.keys():
+            if (found := setting(checkpoint, name)) != settings[name]:
                 option = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{path} has {name} {found}, {paths[0]} {settings[name]}; choose one with {option}")
-    config = TrainConfig.model_validate({**first.config.model_dump(), **settings})
-    world = open_world(config.environment, data or config.data, config.world_seed)
+    config = TrainConfig.model_validate({**first.config.model_dump(), **overrides})
+    world = open_world(config.environment, data or config.data, config.world_seed, config.contexts, config.items)
     if world.fingerprint != first.description.world_fingerprint:
         raise UsageError(f"data ({data or config.data}) is not what {paths[0]} was trained on; name it with --data")
     if config.candidates > world.num_items:
         raise UsageError(f"candidates ({config.candidates}) exceeds the data's {world.num_items} items")
-    return judge(
-        world, system_of(config), settings, paths, [checkpoint.policy() for checkpoint in checkpoints], baseline
-    )
+    system = system_of(config, world, ranker_of(config, world) if "lsr" in overrides else first.ranker())
+    return judge(world, system, settings, paths, [checkpoint.policy() for checkpoint in checkpoints], baseline)
+
+
+def setting(checkpoint: Checkpoint, name: str) -> str | int:
+    """A setting of the system that a checkpoint was trained with; of an LSR's own file, the content."""
+    ranker = checkpoint.ranker() if name == "lsr" else None
+    found: str | int = getattr(checkpoint.config, name)
+    return f"of SHA-256 {ranker.sha256}" if ranker else found
 
 
 def judge(

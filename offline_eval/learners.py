@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from esr_trainer.config import TrainConfig
 from esr_trainer.environments import open_world
-from esr_trainer.training import NonFiniteLossError, start
-from esr_trainer.world import World
+from esr_trainer.system import ranker_of, system_of
+from esr_trainer.training import NonFiniteLossError, Trainer, start
 
 REFERENCES = ("uniform", "popularity", "initial", "optimal")
 """What a policy value is read against; see `esr_trainer.policy_value`."""
@@ -29,20 +29,19 @@ class Curve(NamedTuple):
 Learner = Callable[[TrainConfig], Curve]
 
 
-@lru_cache(maxsize=2)
-def open_once(config: TrainConfig) -> World:
-    """The world of these settings, kept for the next cell of this process."""
-    return open_world(config.environment, config.data, config.world_seed)
+open_once = lru_cache(maxsize=2)(open_world)
+"""The last worlds, for the next cell of this process."""
 
 
-def world_of(config: TrainConfig) -> World:
-    """The settings' world."""
-    return open_once(TrainConfig(environment=config.environment, data=config.data, world_seed=config.world_seed))
+def new_run(config: TrainConfig) -> Trainer:
+    """A run of these settings at its first step."""
+    world = open_once(config.environment, config.data, config.world_seed, config.contexts, config.items)
+    return start(config, world, system_of(config, world, ranker_of(config, world)))
 
 
 def policy_gradient(config: TrainConfig) -> Curve:
     """Train as `python -m esr_trainer` does, valued every `evaluate_every` steps; nothing is written."""
-    trainer = start(config, world_of(config))
+    trainer = new_run(config)
     curve = Curve([0], [trainer.metrics["policy_value"]], {n: trainer.metrics[f"{n}_policy_value"] for n in REFERENCES})
     while trainer.step < config.steps:
         try:

@@ -13,6 +13,7 @@ import torch
 from esr_trainer.config import EstimatorName, TrainConfig
 from esr_trainer.features import id_features
 from esr_trainer.synthetic import synthetic_world
+from esr_trainer.system import system_of
 from esr_trainer.training import Trainer, new_trainer
 from esr_trainer.world import World
 
@@ -108,4 +109,6 @@ def trainer_of(
     config = TrainConfig(
         environment="synthetic", estimator=estimator, candidates=num_candidates, slate=num_slots, experts=num_experts
     )
-    return new_trainer(config, world, id_features(world.context_ids), id_features(world.item_ids))
+    return new_trainer(
+        config, world, system_of(config, world), id_features(world.context_ids), id_features(world.item_ids)
+    )

@@ -7,7 +7,7 @@ import torch
 from esr_trainer.checkpoint import Checkpoint
 from esr_trainer.environments import read_world
 from esr_trainer.policy_value import replay
-from esr_trainer.training import system_of
+from esr_trainer.system import system_of
 from offline_eval.intervals import bootstrap
 from serving import client
 from tests.conftest import last_json, run_module, serving
@@ -33,7 +33,7 @@ def test_real_labels_from_training_to_verdict(shared: Path, tmp_path: Path) -> N
         served = torch.tensor(
             [[row[item] for item in client.retrieve(address, user, 10)[0].item_ids] for user in world.context_ids]
         )
-    system = system_of(Checkpoint(trained).config)
+    system = system_of(Checkpoint(trained).config, world)
     value = replay(world, system, lambda contexts: served[contexts])
     permutation = torch.randperm(world.num_contexts, generator=torch.Generator().manual_seed(0))
     permuted = replay(world, system, lambda contexts: served[permutation[contexts]])

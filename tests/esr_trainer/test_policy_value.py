@@ -12,7 +12,7 @@ WORLD = World("kuairec", "by hand", ("x", "y"), ("a", "b", "c", "d"), REWARDS, R
 
 
 def system(lsr: str, num_candidates: int, num_slots: int, weights: str = "sum") -> System:
-    return System(LATE_STAGE_RANKERS[lsr], num_candidates, SLOT_WEIGHTS[weights](num_slots))
+    return System(LATE_STAGE_RANKERS[lsr], WORLD.scores, num_candidates, SLOT_WEIGHTS[weights](num_slots))
 
 
 def test_slot_weights() -> None:
@@ -27,6 +27,12 @@ def test_replay_sums_the_weighted_slots_of_every_context() -> None:
     assert values.tolist() == pytest.approx([4 + 0.6309298 * 1, 1 + 0])
     values = replay(WORLD, system("uniform", 2, 1), lambda contexts: choice[contexts])
     assert values.tolist() == [2.5, 0.5]
+
+
+def test_a_ranker_goes_by_its_own_scores() -> None:
+    alphabetical = system("optimal", 3, 1)._replace(scores=lambda contexts, items: -items.float())
+    values = replay(WORLD, alphabetical, lambda contexts: torch.tensor([[3, 2, 1], [2, 0, 3]])[contexts])
+    assert values.tolist() == [1, 0], "items b and a, though d and c bring more"
 
 
 def test_optimum_takes_the_best_of_all_items() -> None:
@@ -50,6 +56,6 @@ def test_uniform_is_the_mean_over_random_candidates() -> None:
         torch.zeros(1200, 4),
         "by hand",
     )
-    assert uniform_value(many, system("optimal", 1, 1)) == pytest.approx(16 / 8, abs=0.1)
+    assert uniform_value(many, system("optimal", 1, 1)._replace(scores=many.scores)) == pytest.approx(16 / 8, abs=0.1)
     # K = 4 takes everything: nothing is random.
     assert uniform_value(WORLD, system("optimal", 4, 1)) == pytest.approx((6 + 4) / 2)

@@ -21,7 +21,8 @@ from esr_trainer.config import TrainConfig
 from esr_trainer.environments import open_world
 from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.metrics import METRICS
-from esr_trainer.training import NonFiniteLossError, greedy_values, prepare, step_metrics, system_of, train
+from esr_trainer.system import system_of
+from esr_trainer.training import NonFiniteLossError, greedy_values, prepare, step_metrics, train
 from esr_trainer.whole_directory import sole_writer
 from serving import Retriever
 from serving.export import export
@@ -144,7 +145,7 @@ def test_a_checkpoints_policy_value_is_of_its_step(tmp_path: Path) -> None:
     world = open_world("synthetic", None, 0)
     for path in checkpoints(out):
         checkpoint = Checkpoint(path)
-        values = greedy_values(world, system_of(checkpoint.config), checkpoint.policy())
+        values = greedy_values(world, system_of(checkpoint.config, world), checkpoint.policy())
         assert float(values.mean()) == pytest.approx(checkpoint.description.metrics["policy_value"], abs=1e-5)
 
 
@@ -275,6 +276,8 @@ def test_a_bad_configuration_file_is_one_line(text: str, tmp_path: Path, refused
 def test_a_directory_of_another_configuration_is_refused(tmp_path: Path, refused: Callable[[int], str]) -> None:
     out = run(tmp_path / "run", "--steps", "3")
     assert "seed 0, not 5" in refused(command_line([*SMALL, "--steps", "3", "--seed", "5", "--out", str(out)]))
+    smaller = command_line([*SMALL, "--steps", "3", "--items", "500", "--out", str(out)])
+    assert "items None, not 500" in refused(smaller)
     assert "steps (2)" in refused(command_line([*SMALL, "--steps", "2", "--out", str(out)]))
     (tmp_path / "notes.txt").write_text("mine")
     assert "is not empty and holds no run" in refused(command_line([*SMALL, "--out", str(tmp_path)]))

@@ -9,7 +9,6 @@ import torch
 from esr_trainer import synthetic
 from esr_trainer.command_line import UsageError
 from esr_trainer.environments import ENVIRONMENTS, open_world, read_world
-from esr_trainer.kuairec import simulated_world
 
 KUAIREC = Path("data") / "kuairec"
 
@@ -21,6 +20,15 @@ def test_a_world_is_decided_by_its_seed(name: str) -> None:
     assert world.expected_reward.shape == (world.num_contexts, world.num_items)
     assert (world.expected_reward >= 0).all()
     assert world.fingerprint == again.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize("name", sorted(ENVIRONMENTS))
+def test_a_generated_world_has_the_shape_that_is_asked_for(name: str) -> None:
+    world = open_world(name, None, 0, contexts=7, items=30)
+    assert (world.num_contexts, world.num_items) == world.expected_reward.shape == (7, 30)
+    own = open_world(name, None, 0)
+    assert open_world(name, None, 0, items=own.num_items).fingerprint == own.fingerprint != world.fingerprint
+    assert open_world(name, None, 0, contexts=8, items=30).fingerprint != world.fingerprint
 
 
 @pytest.mark.parametrize("name", sorted(ENVIRONMENTS))
@@ -84,7 +92,7 @@ def test_semisynthetic_matrix_agrees_with_the_real_sample_and_says_what_it_is(sh
 
 
 def test_simulator_has_kuairecs_shape_and_marginals() -> None:
-    world = simulated_world()
+    world = open_world("kuairec", None, 0)
     watch_ratio = world.expected_reward.numpy()
     assert watch_ratio.shape == (1411, 3327)
     assert np.quantile(watch_ratio, [0.5, 0.95, 0.99]) == pytest.approx([0.77, 1.96, 3.6], rel=0.03)
@@ -189,6 +197,20 @@ def test_malformed_files_are_refused(write: Callable[[Path], None], tmp_path: Pa
     write(path)
     with pytest.raises(UsageError, match=r"data \(.*data\.npz\)"):
         read_world(path)
+
+
+def test_the_shape_of_a_file_is_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "small_matrix.csv"
+    path.write_text("user_id,video_id,watch_ratio\n1,2,0.5\n")
+    with pytest.raises(
+        UsageError, match=r"items \(30\) is for generated worlds: data \(.*csv\) has a shape of its own"
+    ):
+        open_world(None, path, 0, items=30)
+
+
+def test_a_world_that_does_not_fit_into_memory_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"world \(1000000 contexts x 1000000 items\) has more than 250,000,000 cells"):
+        open_world("synthetic", None, 0, contexts=10**6, items=10**6)
 
 
 def test_a_clash_of_environment_and_file_is_refused(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "short": ["--steps", "1"],
         "of-20": ["--steps", "1", "--candidates", "20"],
         "elsewhere": ["--steps", "1", "--world-seed", "5"],
+        "smaller": ["--steps", "1", "--items", "40", "--contexts", "20"],
     }
     for name, extra in options.items():
         assert command_line([*SMALL, *extra, "--out", str(root / name)]) == 0
@@ -77,6 +78,11 @@ def test_permuted_contexts_cost_the_trained_run_its_value(
 def test_a_run_against_itself_differs_by_nothing(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(runs["long"], "--baseline", runs["long"], "--json") == 0
     assert last_json(capsys.readouterr().out)["judged"][2]["difference"] == {"mean": 0, "low": 0, "high": 0}
+
+
+def test_a_world_is_opened_again_in_its_own_shape(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare(runs["smaller"], "--json") == 0
+    assert last_json(capsys.readouterr().out)["num_contexts"] == 20
 
 
 def test_runs_that_cannot_be_compared_are_refused(

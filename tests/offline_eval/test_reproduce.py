@@ -14,6 +14,7 @@ from esr_trainer.config import TrainConfig
 from offline_eval.__main__ import OfflineEval
 from offline_eval.cells import Cell, CellResult, read_results, run_cell
 from offline_eval.experiments import BUDGETS, EXPERIMENTS, Plan
+from offline_eval.learners import new_run
 from offline_eval.summary import summarise
 from tests.conftest import run_module
 
@@ -59,12 +60,9 @@ def test_a_summary_pairs_the_seeds_and_counts_the_steps() -> None:
 
 
 def test_a_cell_learns_what_the_trainer_learns() -> None:
-    from esr_trainer.synthetic import synthetic_world
-    from esr_trainer.training import start
-
     config = TrainConfig(environment="synthetic", candidates=10, experts=1, steps=12, evaluate_every=4, seed=3)
     found = run_cell(Cell(learner="policy-gradient", config=config))
-    trainer = start(config, synthetic_world())
+    trainer = new_run(config)
     while trainer.step < 12:
         trainer.advance()
     trainer.evaluate()
