@@ -77,8 +77,12 @@ def optimal_value(world: World, system: System) -> float:
 
 def popularity_value(world: World, system: System) -> float:
     """One list for everybody, then the same LSR."""
-    popular = popular_candidates(world, system)
-    return float(replay(world, system, lambda contexts: popular.expand(len(contexts), -1)).mean())
+    return float(replay_list(world, system, popular_candidates(world, system)).mean())
+
+
+def replay_list(world: World, system: System, items: Tensor) -> Tensor:
+    """`replay` of one list, (K,), for everybody."""
+    return replay(world, system, lambda contexts: items.expand(len(contexts), -1))
 
 
 def popular_candidates(world: World, system: System) -> Tensor:

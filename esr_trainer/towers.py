@@ -54,7 +54,7 @@ class Tower(nn.Module):
             table = self.weights()[ID]
             return (table if rows is None else table.index_select(0, rows)).view(-1, *self.shape[1:])
         if rows is None:
-            rows = torch.arange(len(self.features.ids))
+            rows = torch.arange(len(self.features.bags[ID]))
         pooled: Tensor = self.tables(jagged(self.features, rows)).values()
         return pooled.view(-1, *self.shape).sum(dim=1)
 

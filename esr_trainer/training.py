@@ -83,22 +83,37 @@ class Trainer:
         Raises:
             NonFiniteLossError: the loss or its gradient is not finite; no parameter was changed.
         """
-        config, system = self.config, self.system
-        group = GROUP if config.variance_reduction == "grpo" else 1
-        contexts = torch.randint(self.world.num_contexts, (config.batch // group,), generator=self.generator)
-        contexts = contexts[:, None].expand(-1, group).flatten()
+        self.learn(*self.play())
+
+    def play(self) -> tuple[torch.Tensor, torch.Tensor, Round]:
+        """Draw contexts, (B,), work out their logits, (B, M, N), and play a round with them."""
+        contexts = self.draw_contexts()
         logits = self.policy(contexts)
-        round_ = interact(self.world, system, contexts, logits, self.generator)
-        loss = -(self.weighted_log_prob(contexts, logits, round_) @ system.slot_weights).mean()
-        if config.entropy:
-            loss = loss - config.entropy * entropy(logits).mean()
+        return contexts, logits, interact(self.world, self.system, contexts, logits, self.generator)
+
+    def draw_contexts(self) -> torch.Tensor:
+        """A batch of contexts, uniformly with replacement, (B,); GRPO's come in groups."""
+        group = GROUP if self.config.variance_reduction == "grpo" else 1
+        contexts = torch.randint(self.world.num_contexts, (self.config.batch // group,), generator=self.generator)
+        return contexts[:, None].expand(-1, group).flatten()
+
+    def learn(self, contexts: torch.Tensor, logits: torch.Tensor, round_: Round) -> None:
+        """Take a step towards what the round rewarded; arguments and errors as of `play` and `advance`."""
+        loss = -(self.weighted_log_prob(contexts, logits, round_) @ self.system.slot_weights).mean()
+        if self.config.entropy:
+            loss = loss - self.config.entropy * entropy(logits).mean()
+        self.descend(loss, logits)
+
+    def descend(self, loss: torch.Tensor, logits: torch.Tensor) -> None:
+        """Take a step down a loss that was worked out from these logits; errors as of `advance`."""
+        estimator = self.config.estimator
         if not math.isfinite(loss.item()):
-            raise NonFiniteLossError(f"step {self.step + 1}: loss of estimator {config.estimator} is {loss.item()}")
+            raise NonFiniteLossError(f"step {self.step + 1}: loss of estimator {estimator} is {loss.item()}")
         self.policy.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = gradient_norm(self.policy)
         if not math.isfinite(norm):
-            raise NonFiniteLossError(f"step {self.step + 1}: gradient of estimator {config.estimator} has norm {norm}")
+            raise NonFiniteLossError(f"step {self.step + 1}: gradient of estimator {estimator} has norm {norm}")
         self.optimizer.step()
         self.step += 1
         if self.evaluation_is_due:

@@ -4,7 +4,7 @@ Axes: C contexts, N items, B batch, J any number of items per context.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -89,6 +89,18 @@ class World:
         """Show the items, one independent draw each: (B,), (B, J) -> (B, J)."""
         noise = torch.randn(items.shape, generator=generator)
         return self.expected_rewards(contexts, items) + self.reward_std[contexts[:, None], items] * noise
+
+    def subset(self, contexts: Tensor, items: Tensor) -> "World":
+        """The world of some contexts, (C',), and some items, (N',)."""
+        return replace(
+            self,
+            context_ids=tuple(self.context_ids[row] for row in contexts),
+            item_ids=tuple(self.item_ids[row] for row in items),
+            score=self.score[contexts][:, items],
+            expected_reward=self.expected_reward[contexts][:, items],
+            reward_std=self.reward_std[contexts][:, items],
+            source=f"{self.source}, {len(contexts)} x {len(items)} of it",
+        )
 
     @property
     def fingerprint(self) -> str:

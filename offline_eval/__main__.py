@@ -12,7 +12,7 @@ from rich.table import Table
 from esr_trainer.command_line import Command, Options, main, note, show
 from esr_trainer.config import LateStageRankerName, SlotWeightsName
 
-ExperimentName = Literal["presets", "grid", "best", "where"]
+ExperimentName = Literal["presets", "grid", "best", "where", "uniform-lsr", "premise", "held-out"]
 
 MOST_CURVES = 12
 """Rows up to which a plot can be read."""
@@ -141,7 +141,8 @@ class Reproduce(Command):
 
     name: CliPositionalArg[ExperimentName]
     """presets: the paper's setting; grid: initialisation x optimizer x learning rate; best: each estimator at its own
-    best of grid; where: over K, M, L, LSR and world."""
+    best of grid; where: over K, M, L, LSR and world; uniform-lsr: what helps under it; premise: proxies on as many
+    interactions; held-out: contexts and items that were never met."""
     budget: Literal["smoke", "short", "paper"] = "short"
     """smoke: 2 seeds, seconds a run; short: 3 seeds, 50,000 steps of the paper's preset, 5,000 of ours; paper: 10
     seeds, 500,000 and 50,000 steps."""

@@ -16,7 +16,7 @@ from esr_trainer.command_line import UsageError
 from esr_trainer.config import TrainConfig
 from esr_trainer.environments import open_world
 from esr_trainer.policy import greedy_candidates
-from esr_trainer.policy_value import System, optimal_value, popular_candidates, replay, uniform_value
+from esr_trainer.policy_value import System, optimal_value, popular_candidates, replay, replay_list, uniform_value
 from esr_trainer.system import ranker_of, system_of
 from esr_trainer.towers import EarlyStageRanker
 from esr_trainer.world import World
@@ -109,7 +109,7 @@ def judge(
 ) -> Comparison:
     """Value each policy on the world; the first is the baseline when one was named, else popularity is."""
     popular = popular_candidates(world, system)
-    popularity = replay(world, system, lambda contexts: popular.expand(len(contexts), -1)).numpy()
+    popularity = replay_list(world, system, popular).numpy()
     values = [replay_greedy(world, system, policy, torch.arange(world.num_contexts)) for policy in policies]
     reference = values[0] if baseline else popularity
     shuffled = torch.randperm(world.num_contexts, generator=torch.Generator().manual_seed(0))

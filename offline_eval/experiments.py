@@ -15,6 +15,8 @@ from offline_eval.cells import Cell, CellResult, read_results
 
 SYNTHETIC = Path("golden/synthetic_env.npz")
 KUAIREC = Path("data/kuairec/small_matrix_semisynthetic.npz")
+USER_FEATURES = Path("data/kuairec/user_features.csv")
+ITEM_CATEGORIES = Path("data/kuairec/item_categories.csv")
 
 CONTENDERS = ("v", "v-swr", "ca", "top1", "ca-poisson")
 """With one expert ca-swr is top1."""
@@ -76,7 +78,7 @@ class Experiment(NamedTuple):
 
     question: str
     cells: Callable[[Plan], Sequence[Cell]]
-    reference: Mapping[str, str]
+    reference: Mapping[str, str | float]
     """Settings of the run that each other one is compared with, seed by seed; the rest of its settings are the
     other's own."""
 
@@ -152,10 +154,60 @@ def where(plan: Plan) -> list[Cell]:
     return plan.cells(*(plan.config(estimator=n, **{"steps": steps, **v}) for v in VARIATIONS for n in names))
 
 
+def uniform_lsr(plan: Plan) -> list[Cell]:
+    """Under the uniform LSR: with and without the control variate and the entropy bonus."""
+    steps = plan.budget.steps * 2
+    ways: list[dict[str, Any]] = [{}]
+    ways += [{"variance_reduction": "control-variate", "entropy": weight} for weight in (0.0, 0.2, 0.5, 1.0)]
+    names = ("top1", "ca-poisson")
+    return plan.cells(*(plan.config(estimator=n, lsr="uniform", steps=steps, **way) for n in names for way in ways))
+
+
+def premise(plan: Plan) -> list[Cell]:
+    """Proxies on the same number of interactions, at several learning rates, beside policy gradient."""
+    from offline_eval.proxies import LEARNERS
+
+    rates = (0.03, 0.01, 0.003)
+    cells = plan.cells(*(plan.config(estimator=name) for name in ("top1", "ca-poisson")))
+    cells += plan.cells(plan.config(estimator="v", variance_reduction="baseline"))
+    for learner in LEARNERS:
+        tried = rates[:1] if learner.startswith("popularity") else rates
+        cells += plan.cells(*(plan.config(estimator="ca-poisson", learning_rate=r) for r in tried), learner=learner)
+    return cells
+
+
+def held_out(plan: Plan) -> list[Cell]:
+    """Feature towers on KuaiRec: a fifth of the contexts, or of the items, is never learned from."""
+    from offline_eval.held_out import LEARNERS
+
+    if plan.shared is None:
+        raise UsageError("held-out needs feature tables: name the data's folder with --shared")
+    config = plan.config(
+        KUAIREC,
+        estimator="ca-poisson",
+        candidates=50,
+        steps=plan.budget.steps // 5,
+        context_features=plan.shared / USER_FEATURES,
+        item_features=plan.shared / ITEM_CATEGORIES,
+    )
+    return [cell for learner in LEARNERS for cell in plan.cells(config, learner=learner)]
+
+
 EXPERIMENTS: Mapping[str, Experiment] = {
     "presets": Experiment("What do the paper's setting and the default one reach?", presets, {"estimator": "top1"}),
     "grid": Experiment("Which initialisation, optimizer and learning rate suit each estimator?", grid, {}),
     "best": Experiment("Each estimator at its own best of the grid: which learns most?", best, {"estimator": "top1"}),
     "where": Experiment("Where does the closed form win, and where not?", where, {"estimator": "top1"}),
+    "uniform-lsr": Experiment(
+        "What helps where the LSR shows any candidate?",
+        uniform_lsr,
+        {"estimator": "top1", "variance_reduction": "control-variate", "entropy": 0.0},
+    ),
+    "premise": Experiment(
+        "What do proxies reach with the same number of interactions?",
+        premise,
+        {"estimator": "top1", "learner": "policy-gradient"},
+    ),
+    "held-out": Experiment("What is known of contexts, or items, that were never met?", held_out, {}),
 }
 """Name -> experiment."""

@@ -61,7 +61,7 @@ class Row(NamedTuple):
         }
 
 
-def summarise(results: Sequence[CellResult], reference: Mapping[str, str]) -> list[Row]:
+def summarise(results: Sequence[CellResult], reference: Mapping[str, str | float]) -> list[Row]:
     """Group results by everything but the seed, in their order.
 
     Args:

@@ -7,21 +7,24 @@ from rich.table import Table
 from offline_eval.summary import Mean, Row
 
 
-def experiment_table(rows: Sequence[Row], question: str, reference: Mapping[str, str]) -> Table:
+def experiment_table(rows: Sequence[Row], question: str, reference: Mapping[str, str | float]) -> Table:
     """One line per row of a summary: policy values with standard errors, steps to 95 % and 99 %, paired difference."""
     steps = list(dict.fromkeys(step for row in rows for step in row.values))
-    against = " ".join(reference.values())
+    against = " ".join(map(str, reference.values()))
     table = Table("settings", "seeds", *(f"@{step:,}" for step in steps), "to 95 %", "to 99 %", title=question)
     if reference:
         table.add_column(f"minus {against}, paired")
-    table.add_column("popularity, uniform, optimum")
+    read = list(dict.fromkeys(name for row in rows for name in row.references if name != "initial"))
+    for name in read:
+        table.add_column(name)
     for row in rows:
         seeds = f"{row.num_seeds}" + (f", {row.failures} failed" if row.failures else "")
         values = [with_error(row.values.get(step)) for step in steps]
         reached = ["" if step is None else f"{step:,.0f}" for step in row.steps_to.values()]
         difference = [signed(row.difference)] if reference else []
-        others = " ".join(f"{row.references[name]:.3f}" for name in ("popularity", "uniform", "optimal"))
-        table.add_row(row.label, seeds, *values, *reached, *difference, others)
+        table.add_row(
+            row.label, seeds, *values, *reached, *difference, *(f"{row.references[name]:.3f}" for name in read)
+        )
     return table
 
 

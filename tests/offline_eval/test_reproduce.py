@@ -13,8 +13,8 @@ from esr_trainer.command_line import main
 from esr_trainer.config import TrainConfig
 from offline_eval.__main__ import OfflineEval
 from offline_eval.cells import Cell, CellResult, read_results, run_cell
+from offline_eval.curves import new_run
 from offline_eval.experiments import BUDGETS, EXPERIMENTS, Plan
-from offline_eval.learners import new_run
 from offline_eval.summary import summarise
 from tests.conftest import run_module
 
