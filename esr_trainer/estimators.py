@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from esr_trainer.inclusion import log_arrival_probability, log_stopping_times
+from esr_trainer.inclusion import log_stopping_times
 from esr_trainer.normalisers import gather_items, log_softmax_of, taken_and_left
 from esr_trainer.policy import expert_of_position, quotas
+from esr_trainer.sharp_races import log_arrival_probability
 
 Estimator = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (B, M, N), slate (B, L), candidates (B, K)) -> log-probability of each slot's item, (B, L), none above 0."""

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from esr_trainer.estimators import ESTIMATORS
-from esr_trainer.inclusion import log_arrival_probability, log_inclusion_probabilities
+from esr_trainer.inclusion import log_inclusion_probabilities, log_stopping_times
 from esr_trainer.policy import quotas, sample_candidates
+from esr_trainer.sharp_races import log_arrival_probability
 
 
 def monte_carlo(logits: Tensor, num_candidates: int, draws: int, seed: int) -> Tensor:
@@ -111,3 +112,25 @@ def test_log_arrival_probability_at_both_ends() -> None:
     (slope,) = torch.autograd.grad(found.sum(), log_z)
     assert slope[0] == 1
     assert slope[-1] == 0
+
+
+@pytest.mark.parametrize("num_experts", [1, 3])
+def test_float32_tells_the_stopping_times_of_a_large_catalogue(num_experts: int) -> None:
+    # nearly equal logits: rounding errors of 1 - e^-z would all have one sign
+    logits = torch.randn((2, num_experts, 50_000), generator=torch.Generator().manual_seed(4)) * 1e-3
+    found, exact = (log_stopping_times(values, 30) for values in (logits, logits.double()))
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_experts", [1, 3])
+def test_a_sharp_context_does_not_touch_its_neighbour(num_experts: int) -> None:
+    easy = torch.randn((1, num_experts, 40), generator=torch.Generator().manual_seed(5))
+    sharp = torch.where(torch.arange(40) < 9, 60.0, -60.0).expand_as(easy)
+
+    def gradient(logits: Tensor) -> Tensor:
+        logits.requires_grad_()
+        return torch.autograd.grad(log_stopping_times(logits, 9).sum(), logits)[0]
+
+    together = gradient(torch.cat([easy, sharp]))
+    torch.testing.assert_close(together[:1], gradient(easy), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(together[1:], gradient(sharp.double()).float(), rtol=1e-4, atol=1e-6)
