@@ -12,7 +12,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 EstimatorName = Literal["top1", "ca", "ca-swr", "ca-poisson", "v-swr", "v"]
-EnvironmentName = Literal["kuairec", "synthetic"]
+EnvironmentName = Literal["kuairec", "synthetic", "interactions"]
 LateStageRankerName = Literal["optimal", "noisy", "uniform", "anti", "learned"]
 SlotWeightsName = Literal["sum", "mean", "dcg"]
 VarianceReductionName = Literal["none", "baseline", "grpo", "control-variate"]
@@ -70,10 +70,11 @@ class TrainConfig(Options):
     environment: EnvironmentName | None = None
     """World to learn in; default the --data file's, or kuairec."""
     data: Path | None = None
-    """KuaiRec's small_matrix.csv, small_matrix_gt2.npz or small_matrix_semisynthetic.npz, or the arrays of a synthetic
-    world (npz); without it a simulator stands in."""
+    """Your own log, CSV or Parquet with the columns context_id, item_id, reward and optionally propensity: a model
+    fitted to it answers for its users. Or KuaiRec's small_matrix.csv, small_matrix_gt2.npz or
+    small_matrix_semisynthetic.npz, or the arrays of a synthetic world (npz). Without it a simulator stands in."""
     world_seed: Seed = 0
-    """Seed of a generated world, and of the feedback and the fit of a learned late-stage ranker."""
+    """Seed of a generated world, of the fit to a log, and of the feedback and the fit of a learned ranker."""
     contexts: PositiveInt | None = None
     """C of a generated world; default 1,411 (kuairec) or 1,000 (synthetic)."""
     items: PositiveInt | None = None
@@ -93,9 +94,11 @@ class TrainConfig(Options):
     experts: PositiveInt = 4
     """M: tower pairs; the candidates are shared out among them."""
     context_features: Path | None = None
-    """CSV of context features (first column the id), such as KuaiRec's user_features.csv; default ids alone."""
+    """CSV or Parquet of context features (first column the id), such as KuaiRec's user_features.csv; default ids
+    alone."""
     item_features: Path | None = None
-    """CSV of item features (first column the id), such as KuaiRec's item_categories.csv; default ids alone."""
+    """CSV or Parquet of item features (first column the id), such as KuaiRec's item_categories.csv; default ids
+    alone."""
     variance_reduction: VarianceReductionName = "none"
     """`baseline`: a running mean per context, for `v` and `v-swr`; `grpo`: rewards normalised over 8 slates per
     context; `control-variate`: a zero-mean correction by the LSR's propensities, for the others under a random LSR."""

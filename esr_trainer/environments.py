@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from esr_trainer import kuairec, synthetic
+from esr_trainer import interactions, kuairec, synthetic
 from esr_trainer.command_line import UsageError
 from esr_trainer.whole_directory import sha256
 from esr_trainer.world import World, check_size
@@ -32,11 +32,12 @@ class Generator(NamedTuple):
     """C, N, world seed -> world."""
 
 
-ENVIRONMENTS: Mapping[str, Generator] = {
+ENVIRONMENTS: Mapping[str, Generator | None] = {
     "kuairec": Generator(Shape(1411, 3327), kuairec.simulated_world),
     "synthetic": Generator(Shape(1000, 1000), synthetic.synthetic_world),
+    "interactions": None,
 }
-"""Generated worlds by name."""
+"""Worlds by name, and how each is generated; None where only a file can tell."""
 
 ARCHIVES: tuple[tuple[frozenset[str], Callable[[Mapping[str, np.ndarray], str], World]], ...] = (
     (frozenset({"gt2_bits", "user_id", "video_id"}), kuairec.binary_world),
@@ -53,8 +54,8 @@ def open_world(
 
     Args:
         environment: a name in ENVIRONMENTS, or None to take the file's (without a file: kuairec).
-        data: a KuaiRec or synthetic file, or None to generate.
-        seed: decides a generated world.
+        data: a KuaiRec or synthetic file or a log, or None to generate.
+        seed: decides a generated world, and the fit of a log's.
         contexts: C of a generated world, or None for its own.
         items: N of a generated world, or None for its own.
 
@@ -63,33 +64,37 @@ def open_world(
             too large.
     """
     if data is None:
-        shape, generate = ENVIRONMENTS[environment or "kuairec"]
-        shape = Shape(contexts or shape.contexts, items or shape.items)
+        generator = ENVIRONMENTS[environment or "kuairec"]
+        if generator is None:
+            raise UsageError(f"environment ({environment}) is made from a file: name it with --data")
+        shape = Shape(contexts or generator.shape.contexts, items or generator.shape.items)
         check_size(*shape)
-        return generate(*shape, seed)
+        return generator.generate(*shape, seed)
     for name, count in (("contexts", contexts), ("items", items)):
         if count is not None:
             raise UsageError(f"{name} ({count}) is for generated worlds: data ({data}) has a shape of its own")
-    world = read_world(data)
+    world = read_world(data, seed)
     if environment not in (None, world.environment):
         raise UsageError(f"environment ({environment}) clashes with data ({data}), which holds {world.environment}")
     return world
 
 
-def read_world(path: Path) -> World:
-    """Read a file; its npz keys or CSV header decide the world."""
+def read_world(path: Path, seed: int = 0) -> World:
+    """Read a file; its npz keys or CSV header decide the world. The seed decides the fit of a log's."""
     if not path.is_file():
         raise UsageError(f"data ({path}) is not a file")
     with path.open("rb") as file:
         head = file.read(4096)
     if not head.startswith(b"PK"):
         header = tuple(head.decode(errors="replace").partition("\n")[0].strip().split(","))
-        missing = [column for column in kuairec.CSV_COLUMNS if column not in header]
-        if missing:
-            raise UsageError(
-                f"data ({path}) is neither an npz nor a CSV with the columns {', '.join(kuairec.CSV_COLUMNS)}"
-            )
-        return kuairec.original_world(path, sha256(path))
+        if set(kuairec.CSV_COLUMNS) <= set(header):
+            return kuairec.original_world(path, sha256(path))
+        if head.startswith(b"PAR1") or set(interactions.COLUMNS) & set(header):
+            return interactions.logged_world(path, sha256(path), seed)
+        raise UsageError(
+            f"data ({path}) is no npz, and no CSV or Parquet file with the columns {', '.join(interactions.COLUMNS)} "
+            f"or {', '.join(kuairec.CSV_COLUMNS)}"
+        )
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

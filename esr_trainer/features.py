@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from esr_trainer.command_line import UsageError, note
+from esr_trainer.tables import read_table
 
 ID = "id"
 """The feature that every row has."""
@@ -43,24 +44,19 @@ def id_features(ids: Sequence[str]) -> Features:
 
 
 def read_features(ids: Sequence[str], path: Path) -> Features:
-    """Ids with the columns of a CSV file as features.
+    """Ids with the columns of a CSV or Parquet file as features.
 
     The file's first column holds ids; a row without features keeps empty bags. A value such as "[27, 9]" is
     multi-valued. A column with more than MAX_VALUES distinct values is left out, with a note.
 
     Args:
         ids: the rows' ids, C.
-        path: a CSV file with a header, such as KuaiRec's user_features.csv or item_categories.csv.
+        path: a file with named columns, such as KuaiRec's user_features.csv or item_categories.csv.
 
     Raises:
         UsageError: the file cannot be read, repeats an id, or knows none of the ids.
     """
-    import polars as pl
-
-    try:
-        table = pl.read_csv(path, infer_schema=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UsageError(f"features ({path}) cannot be read as CSV: {str(error).splitlines()[0]}") from error
+    table = read_table(path, "features")
     keys = table[:, 0].to_list()
     if len(set(keys)) < len(keys):
         raise UsageError(f"features ({path}): column {table.columns[0]} repeats an id")
@@ -83,8 +79,10 @@ def read_features(ids: Sequence[str], path: Path) -> Features:
     return features
 
 
-def split_values(cell: str | None) -> list[str]:
-    """One cell's values: "[27, 9]" holds two, an empty cell none."""
+def split_values(cell: str | list[str | None] | None) -> list[str]:
+    """One cell's values: a list's, or those of its text: "[27, 9]" holds two, an empty cell none."""
+    if isinstance(cell, list):
+        return [value for value in cell if value is not None]
     if cell is None or not cell.strip():
         return []
     if cell.startswith("[") and cell.endswith("]"):

@@ -11,9 +11,10 @@ from esr_trainer.command_line import UsageError
 from esr_trainer.environments import ENVIRONMENTS, open_world, read_world
 
 KUAIREC = Path("data") / "kuairec"
+GENERATED = sorted(name for name, generator in ENVIRONMENTS.items() if generator)
 
 
-@pytest.mark.parametrize("name", sorted(ENVIRONMENTS))
+@pytest.mark.parametrize("name", GENERATED)
 def test_a_world_is_decided_by_its_seed(name: str) -> None:
     world, again, other = (open_world(name, None, seed) for seed in (1, 1, 2))
     assert world.environment == name
@@ -22,7 +23,7 @@ def test_a_world_is_decided_by_its_seed(name: str) -> None:
     assert world.fingerprint == again.fingerprint != other.fingerprint
 
 
-@pytest.mark.parametrize("name", sorted(ENVIRONMENTS))
+@pytest.mark.parametrize("name", GENERATED)
 def test_a_generated_world_has_the_shape_that_is_asked_for(name: str) -> None:
     world = open_world(name, None, 0, contexts=7, items=30)
     assert (world.num_contexts, world.num_items) == world.expected_reward.shape == (7, 30)
@@ -31,7 +32,7 @@ def test_a_generated_world_has_the_shape_that_is_asked_for(name: str) -> None:
     assert open_world(name, None, 0, contexts=8, items=30).fingerprint != world.fingerprint
 
 
-@pytest.mark.parametrize("name", sorted(ENVIRONMENTS))
+@pytest.mark.parametrize("name", GENERATED)
 def test_drawn_rewards_have_the_mean_and_deviation_of_the_world(name: str) -> None:
     world = open_world(name, None, 0)
     contexts, items = torch.full((40_000,), 3), torch.full((40_000, 1), 5)
