@@ -16,6 +16,7 @@ LateStageRankerName = Literal["optimal", "noisy", "uniform", "anti"]
 SlotWeightsName = Literal["sum", "mean", "dcg"]
 VarianceReductionName = Literal["none", "baseline", "grpo", "control-variate"]
 PresetName = Literal["default", "paper"]
+Resume = Literal["auto", "never"] | Path
 
 
 V_FAMILY = ("v", "v-swr")

@@ -15,13 +15,16 @@ from esr_trainer.checkpoint import (
     Checkpoint,
     build_policy,
     checkpoints,
+    enter_run,
+    holds_run,
     keep_last_and_best,
     load_optimizer_state,
-    open_run,
+    make_run,
+    open_branch,
     save_checkpoint,
 )
 from esr_trainer.command_line import UsageError
-from esr_trainer.config import GROUP, V_FAMILY, TrainConfig
+from esr_trainer.config import GROUP, V_FAMILY, Resume, TrainConfig
 from esr_trainer.environments import open_world
 from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.features import Features, id_features, read_features
@@ -228,8 +231,14 @@ def resume(config: TrainConfig, world: World, checkpoint: Checkpoint) -> Trainer
     return Trainer(config, world, policy, optimizer, generator, baseline, description.step, dict(description.metrics))
 
 
-def prepare(config: TrainConfig, out: Path | None) -> tuple[Trainer, Path]:
+def prepare(config: TrainConfig, out: Path | None, resume_from: Resume = "auto") -> tuple[Trainer, Path]:
     """Check the settings against the world, then start a run or take one up again.
+
+    Args:
+        config: the settings.
+        out: the run directory; None for a fresh one.
+        resume_from: `auto` goes on where `out` holds a run, `never` refuses that, and a path names the run or the
+            checkpoint from whose state a new run goes on.
 
     Returns:
         The trainer and its run directory.
@@ -249,11 +258,14 @@ def prepare(config: TrainConfig, out: Path | None) -> tuple[Trainer, Path]:
         if (path := getattr(config, name)) is not None
     }
     config = config.model_copy(update={"environment": world.environment, **paths})
-    if out is not None and checkpoints(out):
-        run = open_run(out, config, world.fingerprint)
-        return resume(config, world, Checkpoint(run)), run
-    trainer = start(config, world)
-    return trainer, open_run(out, config, world.fingerprint)
+    if resume_from == "auto" and out is not None and holds_run(out):
+        enter_run(out, config, world.fingerprint)
+        return resume(config, world, Checkpoint(out)) if checkpoints(out) else start(config, world), out
+    if isinstance(resume_from, Path):
+        trainer = resume(config, world, open_branch(resume_from, config, world.fingerprint))
+    else:
+        trainer = start(config, world)
+    return trainer, make_run(out, config, world.fingerprint)
 
 
 def train(trainer: Trainer, run: Path, report: Callable[[Trainer], None], stop: Callable[[], bool]) -> Path:
@@ -273,6 +285,8 @@ def train(trainer: Trainer, run: Path, report: Callable[[Trainer], None], stop: 
     """
     config = trainer.config
     remove_unfinished(run / "checkpoints")
+    if trainer.step and not checkpoints(run):  # from another run's state: this one can go on from here by itself
+        trainer.save(run)
     metrics = MetricsLog(run, trainer.step)
     while trainer.step < config.steps and not stop():
         try:
