@@ -7,20 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from esr_trainer.command_line import Command, UsageError, fail, main, note, show
-from esr_trainer.config import TrainConfig
+from esr_trainer.config import Resume, TrainConfig
 
 
 class Train(TrainConfig, Command):
     """Train an early-stage ranker online by policy gradient, against a late-stage ranker and simulated users.
 
     A configuration file is read first, the command line wins. Ctrl-C and SIGTERM save before they stop;
-    the same command with --out RUN goes on from there.
+    the same command with --out RUN goes on from there. --resume RUN or CHECKPOINT goes on in a new run directory.
     """
 
     config: Path | None = None
     """YAML file of these options (names with underscores); the command line wins."""
     out: Path | None = None
     """Run directory; default a fresh runs/<n>. An existing run goes on when its options match."""
+    resume: Resume = "auto"
+    """`auto` goes on where --out holds a run, `never` refuses to. The path of a run or of a checkpoint starts a new run
+    directory from its state, as if it had never stopped; the options are repeated, only --steps, --data,
+    --evaluate-every, --checkpoint-every and --patience may be others."""
 
     def run(self) -> Mapping[str, Any]:
         """Train, and print the result for a newcomer."""
@@ -33,9 +37,11 @@ class Train(TrainConfig, Command):
         from esr_trainer.whole_directory import sole_writer
 
         config = TrainConfig.model_validate(self.model_dump(include=set(TrainConfig.model_fields)))
-        trainer, run = prepare(config, self.out)
+        trainer, run = prepare(config, self.out, self.resume)
         note(f"world: {trainer.world.description}")
         note(f"run: {run}" + (f", resumed at step {trainer.step}" if trainer.step else ""))
+        if config.learning_rate_scale != "none":
+            note(f"learning rate: {config.learning_rate:g} scaled to {trainer.optimizer.param_groups[0]['lr']:.4g}")
         first, began = trainer.step, time.perf_counter()
 
         def speed() -> float:

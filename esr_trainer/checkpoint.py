@@ -27,6 +27,9 @@ from esr_trainer.whole_directory import numbered, remove_whole, sha256, written_
 SCHEMA_VERSION = 1
 DESCRIPTION = "checkpoint.json"
 
+PACE = ("evaluate_every", "checkpoint_every", "patience")
+"""Settings that decide when a run is valued, saved and ended, and nothing of what it learns."""
+
 
 class CheckpointDescription(Options):
     """The content of checkpoint.json."""
@@ -202,46 +205,99 @@ def keep_last_and_best(run: Path) -> None:
             remove_whole(path)
 
 
-def open_run(
-    directory: Path | None, config: TrainConfig, world_fingerprint: str, ranker: RankerFile | None = None
-) -> Path:
-    """Make a run directory, or enter one whose configuration matches.
+def holds_run(directory: Path) -> bool:
+    """Whether a directory is a run's."""
+    return (directory / "config.json").is_file()
+
+
+def settings_of(config: TrainConfig, world_fingerprint: str, ranker: RankerFile | None) -> dict[str, Any]:
+    """What must be the same where a run goes on: all but the number of steps and where the data is.
 
     Args:
-        directory: None for the next free `runs/<n>`.
+        config: the settings.
+        world_fingerprint: SHA-256 of the world.
+        ranker: the LSR's own file: one that is named by its path goes by its content.
+    """
+    settings = config.model_dump(mode="json", exclude={"steps", "data"})
+    if ranker and isinstance(config.lsr, Path):
+        settings["lsr"] = f"of SHA-256 {ranker.sha256}"
+    return {**settings, "world_fingerprint": world_fingerprint}
+
+
+def check_same_settings(what: str, found: Mapping[str, Any], wanted: Mapping[str, Any], rule: str) -> None:
+    """Raise a UsageError that quotes the first of the wanted settings that is not the one found."""
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise UsageError(f"{what} {name} {found.get(name)}, not {value}; {rule}")
+
+
+def open_branch(directory: Path, config: TrainConfig, world_fingerprint: str, ranker: RankerFile | None) -> Checkpoint:
+    """The checkpoint from which another run may go on: what the two learn by must be the same.
+
+    Args:
+        directory: a run directory, for its last checkpoint, or a checkpoint.
+        config: the settings of the run that goes on; PACE may differ, as may the steps and where the data is.
+        world_fingerprint: SHA-256 of its world.
+        ranker: its LSR's own file, if it was named by its path.
+
+    Raises:
+        UsageError: there is no whole checkpoint, or it has other settings.
+    """
+    checkpoint = Checkpoint(directory)
+    found, wanted = (
+        {name: value for name, value in settings_of(*run).items() if name not in PACE}
+        for run in (
+            (checkpoint.config, checkpoint.description.world_fingerprint, checkpoint.ranker()),
+            (config, world_fingerprint, ranker),
+        )
+    )
+    rule = f"only steps, data, {', '.join(PACE)} may differ"
+    check_same_settings(f"resume ({directory}) has", found, wanted, rule)
+    return checkpoint
+
+
+def enter_run(directory: Path, config: TrainConfig, world_fingerprint: str, ranker: RankerFile | None) -> None:
+    """Check that a run directory's configuration matches.
+
+    Args:
+        directory: it holds a run.
         config: the settings; a run that is entered again may ask for more steps, or find its data elsewhere.
         world_fingerprint: SHA-256 of the world, which must match too.
         ranker: the LSR's own file; one that was named by its path must have the same content.
 
-    Returns:
-        The run directory; it holds `config.json`.
+    Raises:
+        UsageError: its settings are others.
+    """
+    try:
+        written = json.loads((directory / "config.json").read_text())
+    except json.JSONDecodeError as error:
+        raise UsageError(f"out ({directory}): its config.json cannot be read") from error
+    found = {
+        **settings_of(TrainConfig(), "", None),
+        **written,
+    }  # an option that is newer than the run was at its default
+    rule = "name another directory, or repeat that run's options to go on with it"
+    check_same_settings(
+        f"out ({directory}) holds a run with", found, settings_of(config, world_fingerprint, ranker), rule
+    )
+
+
+def make_run(directory: Path | None, config: TrainConfig, world_fingerprint: str, ranker: RankerFile | None) -> Path:
+    """Make a run directory, None for the next free `runs/<n>`; it holds `config.json`; arguments as of `enter_run`.
 
     Raises:
-        UsageError: the directory holds something else.
+        UsageError: the directory holds something already.
     """
-    wanted = {**json.loads(config.model_dump_json(exclude={"steps", "data"})), "world_fingerprint": world_fingerprint}
-    if ranker and isinstance(config.lsr, Path):
-        wanted["lsr"] = f"of SHA-256 {ranker.sha256}"
     if directory is None:
         directory = fresh_run(Path("runs"))
-    elif (directory / "config.json").is_file():
-        try:
-            found = json.loads((directory / "config.json").read_text())
-        except json.JSONDecodeError as error:
-            raise UsageError(f"out ({directory}): its config.json cannot be read") from error
-        for name, value in wanted.items():
-            if found.get(name) != value:
-                raise UsageError(
-                    f"out ({directory}) holds a run with {name} {found.get(name)}, not {value}; "
-                    "name another directory, or repeat that run's options to go on with it"
-                )
-        return directory
+    elif holds_run(directory):
+        raise UsageError(f"out ({directory}) holds a run: only --resume auto goes on there; name another directory")
     elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UsageError(f"out ({directory}) is not empty and holds no run")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         temporary = directory / "config.json.tmp"
-        temporary.write_text(json.dumps(wanted, indent=2))
+        temporary.write_text(json.dumps(settings_of(config, world_fingerprint, ranker), indent=2))
         os.replace(temporary, directory / "config.json")
     except OSError as error:
         raise UsageError(f"out ({directory}) cannot be written: {error.strerror}") from error

@@ -15,20 +15,25 @@ from esr_trainer.checkpoint import (
     Checkpoint,
     build_policy,
     checkpoints,
+    enter_run,
+    holds_run,
     keep_last_and_best,
     load_optimizer_state,
-    open_run,
+    make_run,
+    open_branch,
     save_checkpoint,
 )
 from esr_trainer.command_line import UsageError
-from esr_trainer.config import GROUP, SUMS_TO_K, V_FAMILY, TrainConfig
+from esr_trainer.config import GROUP, SUMS_TO_K, V_FAMILY, Resume, TrainConfig
 from esr_trainer.environments import open_world
 from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.features import Features, id_features, read_features
 from esr_trainer.interaction import Round, interact
+from esr_trainer.learning_rate import learning_rate
 from esr_trainer.metrics import MetricsLog
 from esr_trainer.policy import entropy, greedy_candidates
 from esr_trainer.policy_value import System, optimal_value, popularity_value, replay, uniform_value
+from esr_trainer.ranker_files import RankerFile
 from esr_trainer.system import ranker_of, read_ranker, system_of
 from esr_trainer.towers import EarlyStageRanker
 from esr_trainer.variance_reduction import GRPO_SHIFT, ContextBaseline, control_variate, group_normalised
@@ -197,12 +202,19 @@ def read_catalogue(config: TrainConfig, world: World) -> tuple[Features, Feature
     )
 
 
+def build_optimizer(
+    config: TrainConfig, world: World, system: System, policy: EarlyStageRanker
+) -> torch.optim.Optimizer:
+    """The optimizer of the settings, its learning rate scaled to the LSR if they say so."""
+    return OPTIMIZERS[config.optimizer](policy.parameters(), lr=learning_rate(config, world, system))
+
+
 def new_trainer(config: TrainConfig, world: World, system: System, contexts: Features, items: Features) -> Trainer:
     """A run at its first step: tables drawn from the seed, nothing valued yet."""
     generator = torch.Generator().manual_seed(config.seed)
     policy = build_policy(config, contexts, items)
     policy.initialise(config.init_std, generator)
-    optimizer = OPTIMIZERS[config.optimizer](policy.parameters(), lr=config.learning_rate)
+    optimizer = build_optimizer(config, world, system, policy)
     baseline = ContextBaseline.new(world.num_contexts, config.slate)
     return Trainer(config, world, system, policy, optimizer, generator, baseline, 0, {})
 
@@ -226,18 +238,25 @@ def resume(config: TrainConfig, world: World, checkpoint: Checkpoint) -> Trainer
     if description.step > config.steps:
         raise UsageError(f"steps ({config.steps}): the run has already done {description.step}")
     policy = checkpoint.policy()
-    optimizer = OPTIMIZERS[config.optimizer](policy.parameters(), lr=config.learning_rate)
+    system = system_of(config, world, checkpoint.ranker())
+    optimizer = build_optimizer(config, world, system, policy)
     load_optimizer_state(optimizer, policy, checkpoint.optimizer_state())
     generator = torch.Generator()
     state = checkpoint.state()
     generator.set_state(state["generator"])
     baseline = ContextBaseline(state["baseline_mean"], state["baseline_visits"])
-    system, metrics = system_of(config, world, checkpoint.ranker()), dict(description.metrics)
+    metrics = dict(description.metrics)
     return Trainer(config, world, system, policy, optimizer, generator, baseline, description.step, metrics)
 
 
-def prepare(config: TrainConfig, out: Path | None) -> tuple[Trainer, Path]:
+def prepare(config: TrainConfig, out: Path | None, resume_from: Resume = "auto") -> tuple[Trainer, Path]:
     """Check the settings against the world, then start a run or take one up again.
+
+    Args:
+        config: the settings.
+        out: the run directory; None for a fresh one.
+        resume_from: `auto` goes on where `out` holds a run, `never` refuses that, and a path names the run or the
+            checkpoint from whose state a new run goes on.
 
     Returns:
         The trainer and its run directory.
@@ -258,12 +277,21 @@ def prepare(config: TrainConfig, out: Path | None) -> tuple[Trainer, Path]:
         if isinstance(path := getattr(config, name), Path)
     }
     config = config.model_copy(update={"environment": world.environment, **paths})
-    if out is not None and checkpoints(out):
-        run = open_run(out, config, world.fingerprint, given)
-        return resume(config, world, Checkpoint(run)), run
-    ranker = given or ranker_of(config, world)
-    trainer = start(config, world, system_of(config, world, ranker))
-    return trainer, open_run(out, config, world.fingerprint, ranker)
+    if resume_from == "auto" and out is not None and holds_run(out):
+        enter_run(out, config, world.fingerprint, given)
+        if checkpoints(out):
+            return resume(config, world, Checkpoint(out)), out
+        return begin(config, world, given), out
+    if isinstance(resume_from, Path):
+        trainer = resume(config, world, open_branch(resume_from, config, world.fingerprint, given))
+    else:
+        trainer = begin(config, world, given)
+    return trainer, make_run(out, config, world.fingerprint, given)
+
+
+def begin(config: TrainConfig, world: World, given: RankerFile | None) -> Trainer:
+    """A new run with the LSR's own file, or with the one that the settings ask for."""
+    return start(config, world, system_of(config, world, given or ranker_of(config, world)))
 
 
 def train(trainer: Trainer, run: Path, report: Callable[[Trainer], None], stop: Callable[[], bool]) -> Path:
@@ -283,6 +311,8 @@ def train(trainer: Trainer, run: Path, report: Callable[[Trainer], None], stop: 
     """
     config = trainer.config
     remove_unfinished(run / "checkpoints")
+    if trainer.step and not checkpoints(run):  # from another run's state: this one can go on from here by itself
+        trainer.save(run)
     metrics = MetricsLog(run, trainer.step)
     while trainer.step < config.steps and not stop():
         try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -112,6 +113,62 @@ def test_killed_runs_resume_bit_for_bit(tmp_path: Path) -> None:
     run(killed, *options)
     same_checkpoint(whole, killed)
     assert not list((killed / "checkpoints").glob(".*")), "what the killed process left unfinished is gone"
+
+
+def test_a_run_from_anothers_state_is_the_run_that_never_stopped(tmp_path: Path) -> None:
+    """Killed at a random moment, it goes on by itself from --out."""
+    options = ["--steps", "200", "--checkpoint-every", "20", "--variance-reduction", "grpo"]
+    whole = run(tmp_path / "whole", *options)
+    first = run(tmp_path / "first", *options, "--steps", "40", "--evaluate-every", "7", "--patience", "90")
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
+    branch = tmp_path / "branch"
+    command = [sys.executable, "-m", "esr_trainer", *SMALL, *options, "--out", str(branch)]
+    process = subprocess.Popen([*command, "--resume", str(first)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not checkpoints(branch):
+        time.sleep(0.002)
+    time.sleep(random.random() / 10)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run was killed before it ended"
+    run(branch, *options)
+    same_checkpoint(whole, branch)
+    from_checkpoint = run(tmp_path / "other", *options, "--resume", str(checkpoints(first)[-1]))
+    same_checkpoint(whole, from_checkpoint)
+    assert checkpoints(from_checkpoint)[-1].name == "00000200"
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before, "the first run is left as it was"
+
+
+def test_a_run_from_anothers_state_holds_that_state_at_once(tmp_path: Path) -> None:
+    first = run(tmp_path / "first", "--steps", "6")
+    config = Checkpoint(first).config.model_copy(update={"steps": 9})
+    trainer, branch = prepare(config, tmp_path / "branch", first)
+    train(trainer, branch, lambda _: None, lambda: True)
+    same_checkpoint(first, branch)
+
+
+def test_what_cannot_be_resumed_is_refused_in_one_line(tmp_path: Path, refused: Callable[[int], str]) -> None:
+    first = run(tmp_path / "first", "--steps", "2")
+    again = [*SMALL, "--steps", "4", "--out"]
+    for resume in ("never", str(first)):
+        assert "holds a run: only --resume auto" in refused(command_line([*again, str(first), "--resume", resume]))
+    new = str(tmp_path / "new")
+    for resume, options, says in (
+        (first, ["--seed", "5"], f"resume ({first}) has seed 0, not 5; only steps, data, evaluate_every"),
+        (first, ["--world-seed", "5"], "has world_seed 0, not 5"),
+        (first, ["--steps", "1"], "steps (1): the run has already done 2"),
+        (tmp_path, [], "holds no checkpoint"),
+    ):
+        assert says in refused(command_line([*again, new, "--resume", str(resume), *options]))
+        assert not Path(new).exists()
+    assert command_line([*again, new, "--resume", "never"]) == 0
+
+
+def test_a_run_from_before_an_option_goes_on_with_its_default(tmp_path: Path) -> None:
+    out = run(tmp_path / "run", "--steps", "2")
+    written = json.loads((out / "config.json").read_text())
+    del written["patience"]
+    (out / "config.json").write_text(json.dumps(written))
+    run(out, "--steps", "3")
+    assert checkpoints(out)[-1].name == "00000003"
 
 
 def test_sigterm_saves_and_ends_well(tmp_path: Path) -> None:
