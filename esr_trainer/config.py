@@ -111,8 +111,8 @@ class TrainConfig(Options):
     """`baseline`: a running mean per context, for `v` and `v-swr`; `grpo`: rewards normalised over 8 slates per
     context; `control-variate`: a zero-mean correction by the LSR's propensities, for the others under a random LSR."""
     entropy: NonNegative = 0.0
-    """Weight of the entropy bonus, in units of reward: the mean entropy of the experts' softmax is added to what is
-    maximised, so that items that are sure to be candidates do not end the exploration. Worth most under a noisy LSR."""
+    """Weight of the entropy bonus, as a share of the batch's mean reward: the mean entropy of the experts' softmax is
+    added to what is maximised, so that items that are sure to be candidates do not end the exploration."""
     embedding_dim: PositiveInt = 10
     """Dimension of an expert's embeddings."""
     init_std: Positive = 0.1

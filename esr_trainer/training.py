@@ -106,7 +106,8 @@ class Trainer:
         """Take a step towards what the round rewarded; arguments and errors as of `play` and `advance`."""
         loss = -(self.weighted_log_prob(contexts, logits, round_) @ self.system.slot_weights).mean()
         if self.config.entropy:
-            loss = loss - self.config.entropy * entropy(logits).mean()
+            scale = (round_.reward.abs() @ self.system.slot_weights).mean()
+            loss = loss - self.config.entropy * scale * entropy(logits).mean()
         self.descend(loss, logits)
 
     def descend(self, loss: torch.Tensor, logits: torch.Tensor) -> None:
