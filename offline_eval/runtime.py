@@ -66,14 +66,17 @@ def floor_step(batch: int, num_items: int, dimension: int, num_candidates: int) 
 
 
 def medians(steps: list[Callable[[], None]], repeats: int) -> list[float]:
-    """Median milliseconds of several functions, called in turn so that a slow moment of the machine hits all alike."""
+    """Median milliseconds of several functions, called in turn so that a slow moment of the machine hits all alike.
+
+    Of this thread's processor time: the turns that other processes take do not count.
+    """
     taken: list[list[float]] = [[] for _ in steps]
     for repeat in range(WARM_UP + repeats):
         for times, step in zip(taken, steps, strict=True):
-            began = time.perf_counter()
+            began = time.thread_time()
             step()
             if repeat >= WARM_UP:
-                times.append(1e3 * (time.perf_counter() - began))
+                times.append(1e3 * (time.thread_time() - began))
     return [statistics.median(times) for times in taken]
 
 
