@@ -33,7 +33,14 @@ RANDOM_ORDERS = ("noisy", "uniform")
 GROUP = 8
 """G of GRPO."""
 
-PAPER_PRESET = {"init_std": 1.0, "optimizer": "adagrad", "experts": 1, "candidates": 10, "embedding_dim": 10}
+PAPER_PRESET = {
+    "init_std": 1.0,
+    "optimizer": "adagrad",
+    "experts": 1,
+    "candidates": 10,
+    "embedding_dim": 10,
+    "entropy": 0.0,
+}
 """arXiv:2605.26385 §4, as DESIGN §5 gives it; batch 128 and temperature 1 are the default preset's too."""
 
 
@@ -110,7 +117,7 @@ class TrainConfig(Options):
     variance_reduction: VarianceReductionName = "none"
     """`baseline`: a running mean per context, for `v` and `v-swr`; `grpo`: rewards normalised over 8 slates per
     context; `control-variate`: a zero-mean correction by the LSR's propensities, for the others under a random LSR."""
-    entropy: NonNegative = 0.0
+    entropy: NonNegative = 0.1
     """Weight of the entropy bonus, as a share of the batch's mean reward: the mean entropy of the experts' softmax is
     added to what is maximised, so that items that are sure to be candidates do not end the exploration."""
     embedding_dim: PositiveInt = 10

@@ -74,7 +74,7 @@ def test_a_cell_learns_what_the_trainer_learns() -> None:
 def test_best_takes_each_estimators_best_of_the_grid(tmp_path: Path) -> None:
     plan = Plan(BUDGETS["smoke"], None, tmp_path)
     cells = EXPERIMENTS["grid"].cells(plan)
-    wanted = {"v": 0.3, "v-swr": 1.0, "ca": 0.03, "top1": 0.003, "ca-poisson": 0.1}
+    wanted = {"v": 0.3, "v-swr": 0.1, "ca": 0.03, "top1": 0.003, "ca-poisson": 0.01}
     rows = []
     for cell in cells:
         value = 2.0 if cell.config.learning_rate == wanted[cell.config.estimator] else 1.0
