@@ -140,9 +140,9 @@ class Reproduce(Command):
     """
 
     name: CliPositionalArg[ExperimentName]
-    """presets: the paper's setting; grid: initialisation x optimizer x learning rate x entropy; best: each estimator at
-    its own best of grid; where: over K, M, L, LSR and world; uniform-lsr: what helps under it; premise: proxies on as many
-    interactions; held-out: contexts and items that were never met."""
+    """presets: the paper's setting; grid: initialisation x optimizer x learning rate x entropy bonus; best: each
+    estimator at its own best of grid; where: over K, M, L, LSR and world; uniform-lsr: what helps under it; premise:
+    proxies on as many interactions; held-out: contexts and items that were never met."""
     budget: Literal["smoke", "short", "paper"] = "short"
     """smoke: 2 seeds, seconds a run; short: 3 seeds, 50,000 steps of the paper's preset, 5,000 of ours; paper: 10
     seeds, 500,000 and 50,000 steps."""
