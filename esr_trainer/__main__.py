@@ -40,6 +40,8 @@ class Train(TrainConfig, Command):
         trainer, run = prepare(config, self.out, self.resume)
         note(f"world: {trainer.world.description}")
         note(f"run: {run}" + (f", resumed at step {trainer.step}" if trainer.step else ""))
+        if config.learning_rate_scale != "none":
+            note(f"learning rate: {config.learning_rate:g} scaled to {trainer.optimizer.param_groups[0]['lr']:.4g}")
         first, began = trainer.step, time.perf_counter()
 
         def speed() -> float:

@@ -14,6 +14,7 @@ EstimatorName = Literal["top1", "ca", "ca-swr", "ca-poisson", "v-swr", "v"]
 EnvironmentName = Literal["kuairec", "synthetic"]
 LateStageRankerName = Literal["optimal", "noisy", "uniform", "anti"]
 SlotWeightsName = Literal["sum", "mean", "dcg"]
+LearningRateScaleName = Literal["none", "propensity"]
 VarianceReductionName = Literal["none", "baseline", "grpo", "control-variate"]
 PresetName = Literal["default", "paper"]
 Resume = Literal["auto", "never"] | Path
@@ -29,13 +30,19 @@ PAPER_PRESET = {"init_std": 1.0, "optimizer": "adagrad", "experts": 1, "candidat
 """arXiv:2605.26385 §4, as DESIGN §5 gives it; batch 128 and temperature 1 are the default preset's too."""
 
 
-def paper_learning_rate(estimator: str, lsr: str) -> float:
-    """The published learning rates: 1e-1 for the V family; for the others 1e-2 over the LSR's propensity, rounded.
+def scaled_learning_rate(learning_rate: float, propensity: float) -> float:
+    """lr = lr_0 / E[LSR propensity of its greedy item] (arXiv:2605.26385 App. E, Eq. 9)."""
+    return learning_rate / propensity
 
-    lr = lr_0 / E[LSR propensity of its greedy item] (arXiv:2605.26385 App. E, Eq. 9), at K = 10: about 0.6 for the
-    noisy LSR, 0.1 for the uniform one, 1 for a fixed order.
+
+def paper_learning_rate(estimator: str, lsr: str) -> float:
+    """The published learning rates: 1e-1 for the V family; for the others 1e-2, scaled at K = 10 and rounded.
+
+    The LSR shows its favourite of ten with a probability of about 0.6 where it is noisy, of 1 where its order is fixed.
     """
-    return 1e-1 if estimator in V_FAMILY else {"noisy": 2e-2, "uniform": 1e-1}.get(lsr, 1e-2)
+    if estimator in V_FAMILY:
+        return 1e-1
+    return round(scaled_learning_rate(1e-2, {"noisy": 0.6, "uniform": 0.1}.get(lsr, 1.0)), 2)
 
 
 def misuse(variance_reduction: str, estimator: str, lsr: str, batch: int) -> str | None:
@@ -95,6 +102,9 @@ class TrainConfig(Options):
     """Optimizer of the towers."""
     learning_rate: Positive = 0.01
     """Learning rate of the optimizer."""
+    learning_rate_scale: LearningRateScaleName = "none"
+    """`propensity` divides the learning rate by how probably the LSR shows its own top candidate, estimated at the
+    start: a noisy LSR spreads the same reward over more items. For all but v and v-swr."""
     batch: PositiveInt = 128
     """Contexts per step, drawn uniformly with replacement."""
     steps: PositiveInt = 2000
@@ -114,7 +124,9 @@ class TrainConfig(Options):
         """Fill in what a preset decides and nobody gave."""
         if isinstance(given, dict) and given.get("preset") == "paper":
             estimator, lsr = (given.get(name, cls.model_fields[name].default) for name in ("estimator", "lsr"))
-            return {**PAPER_PRESET, "learning_rate": paper_learning_rate(estimator, lsr), **given}
+            is_scaled_here = given.get("learning_rate_scale") == "propensity"  # not twice: from a fixed order's
+            rate = paper_learning_rate(estimator, "optimal" if is_scaled_here else lsr)
+            return {**PAPER_PRESET, "learning_rate": rate, **given}
         return given
 
     @model_validator(mode="after")
@@ -123,4 +135,9 @@ class TrainConfig(Options):
             raise ValueError(f"slate ({self.slate}) exceeds candidates ({self.candidates})")
         if wrong := misuse(self.variance_reduction, self.estimator, self.lsr, self.batch):
             raise ValueError(f"variance_reduction {wrong}")
+        if self.learning_rate_scale == "propensity" and self.estimator in V_FAMILY:
+            raise ValueError(
+                f"learning_rate_scale (propensity) is for the estimators that follow an item: {self.estimator} follows "
+                "the candidates, whatever the LSR shows of them"
+            )
         return self

@@ -80,11 +80,16 @@ def popular_candidates(world: World, system: System) -> Tensor:
     return world.expected_reward.mean(dim=0).topk(system.num_candidates).indices
 
 
+def uniform_candidates(world: World, system: System, num_contexts: int, generator: torch.Generator) -> Tensor:
+    """K random items for each of some contexts, (B, K)."""
+    return torch.rand((num_contexts, world.num_items), generator=generator).topk(system.num_candidates).indices
+
+
 def uniform_value(world: World, system: System) -> float:
     """K random items, then the same LSR; the mean of UNIFORM_DRAWS candidate sets per context."""
     generator = torch.Generator().manual_seed(0)
 
     def choose(contexts: Tensor) -> Tensor:
-        return torch.rand((len(contexts), world.num_items), generator=generator).topk(system.num_candidates).indices
+        return uniform_candidates(world, system, len(contexts), generator)
 
     return float(torch.stack([replay(world, system, choose).mean() for _ in range(UNIFORM_DRAWS)]).mean())

@@ -30,6 +30,7 @@ from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.features import Features, id_features, read_features
 from esr_trainer.interaction import Round, interact
 from esr_trainer.late_stage_rankers import LATE_STAGE_RANKERS
+from esr_trainer.learning_rate import learning_rate
 from esr_trainer.metrics import MetricsLog
 from esr_trainer.policy import greedy_candidates
 from esr_trainer.policy_value import System, optimal_value, popularity_value, replay, uniform_value
@@ -192,12 +193,18 @@ def read_catalogue(config: TrainConfig, world: World) -> tuple[Features, Feature
     )
 
 
+def build_optimizer(config: TrainConfig, world: World, policy: EarlyStageRanker) -> torch.optim.Optimizer:
+    """The optimizer of the settings, its learning rate scaled to the LSR if they say so."""
+    rate = learning_rate(config, world, system_of(config))
+    return OPTIMIZERS[config.optimizer](policy.parameters(), lr=rate)
+
+
 def new_trainer(config: TrainConfig, world: World, contexts: Features, items: Features) -> Trainer:
     """A run at its first step: tables drawn from the seed, nothing valued yet."""
     generator = torch.Generator().manual_seed(config.seed)
     policy = build_policy(config, contexts, items)
     policy.initialise(config.init_std, generator)
-    optimizer = OPTIMIZERS[config.optimizer](policy.parameters(), lr=config.learning_rate)
+    optimizer = build_optimizer(config, world, policy)
     baseline = ContextBaseline.new(world.num_contexts, config.slate)
     return Trainer(config, world, policy, optimizer, generator, baseline, 0, {})
 
@@ -222,7 +229,7 @@ def resume(config: TrainConfig, world: World, checkpoint: Checkpoint) -> Trainer
     if description.step > config.steps:
         raise UsageError(f"steps ({config.steps}): the run has already done {description.step}")
     policy = checkpoint.policy()
-    optimizer = OPTIMIZERS[config.optimizer](policy.parameters(), lr=config.learning_rate)
+    optimizer = build_optimizer(config, world, policy)
     load_optimizer_state(optimizer, policy, checkpoint.optimizer_state())
     generator = torch.Generator()
     state = checkpoint.state()
