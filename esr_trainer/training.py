@@ -1,10 +1,10 @@
 """The online training loop: context, logits, candidates, slate, reward, log-probability, step, checkpoint.
 
-Axes: B batch, L slots.
+Axes: R runs side by side, B batch, M experts, N items, L slots.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,16 +28,14 @@ from esr_trainer.config import GROUP, V_FAMILY, Resume, TrainConfig
 from esr_trainer.environments import open_world
 from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.features import Features, id_features, read_features
-from esr_trainer.interaction import Round, interact
+from esr_trainer.interaction import Round, interact, side_by_side
 from esr_trainer.late_stage_rankers import LATE_STAGE_RANKERS
 from esr_trainer.learning_rate import learning_rate
-from esr_trainer.metrics import MetricsLog
 from esr_trainer.policy import greedy_candidates
 from esr_trainer.policy_value import System, optimal_value, popularity_value, replay, uniform_value
 from esr_trainer.slots import SLOT_WEIGHTS
-from esr_trainer.towers import EarlyStageRanker
+from esr_trainer.towers import EarlyStageRanker, logits_side_by_side
 from esr_trainer.variance_reduction import GRPO_SHIFT, ContextBaseline, control_variate, group_normalised
-from esr_trainer.whole_directory import remove_unfinished
 from esr_trainer.world import World
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
@@ -47,8 +45,17 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 """One kernel updates a whole table."""
 
 
+ReadBaseline = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Contexts (B,) and rewards (B, L) -> the baseline before these rewards, (B, L)."""
+
+
 class NonFiniteLossError(RuntimeError):
     """The loss or its gradient is nan or infinite: a bug in an estimator, or a reward that is not finite."""
+
+    def __init__(self, message: str, seed: int) -> None:
+        """Say what happened in the run of a seed."""
+        super().__init__(message)
+        self.seed = seed
 
 
 def system_of(config: TrainConfig) -> System:
@@ -75,6 +82,8 @@ class Trainer:
     step: int
     metrics: dict[str, float]
     """Policy value at `step`, and the values it is read against."""
+    valued_step: int = -1
+    """The last step that was evaluated."""
 
     @cached_property
     def system(self) -> System:
@@ -92,42 +101,29 @@ class Trainer:
         return self.saving_is_due or self.step % self.config.evaluate_every == 0
 
     def advance(self) -> None:
-        """One gradient step on one batch of contexts.
+        """One gradient step; see `take_step`."""
+        take_step([self], self.optimizer)
 
-        Raises:
-            NonFiniteLossError: the loss or its gradient is not finite; no parameter was changed.
-        """
-        config, system = self.config, self.system
-        group = GROUP if config.variance_reduction == "grpo" else 1
-        contexts = torch.randint(self.world.num_contexts, (config.batch // group,), generator=self.generator)
-        contexts = contexts.repeat_interleave(group)
-        logits = self.policy(contexts)
-        round_ = interact(self.world, system, contexts, logits, self.generator)
-        loss = -(self.weighted_log_prob(contexts, logits, round_) @ system.slot_weights).mean()
-        if not loss.isfinite():
-            raise NonFiniteLossError(f"step {self.step + 1}: loss of estimator {config.estimator} is {loss.item()}")
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = gradient_norm(self.policy)
-        if not math.isfinite(norm):
-            raise NonFiniteLossError(f"step {self.step + 1}: gradient of estimator {config.estimator} has norm {norm}")
-        self.optimizer.step()
-        self.step += 1
-        if self.evaluation_is_due:
-            self.metrics |= step_metrics(loss, norm, logits)
+    def draw_contexts(self) -> torch.Tensor:
+        """The contexts of a step, (B,)."""
+        group = GROUP if self.config.variance_reduction == "grpo" else 1
+        contexts = torch.randint(self.world.num_contexts, (self.config.batch // group,), generator=self.generator)
+        return contexts.repeat_interleave(group)
 
-    def weighted_log_prob(self, contexts: torch.Tensor, logits: torch.Tensor, round_: Round) -> torch.Tensor:
+    def weighted_log_prob(
+        self, contexts: torch.Tensor, logits: torch.Tensor, round_: Round, read_baseline: ReadBaseline
+    ) -> torch.Tensor:
         """Log-probability times reward, with the settings' variance reduction: (B,), (B, M, N) -> (B, L)."""
         estimator, reward = ESTIMATORS[self.config.estimator], round_.reward
         log_prob = estimator(logits, round_.slate, round_.candidates)
         match self.config.variance_reduction:
             case "baseline":
-                return (reward - self.baseline.read_and_update(contexts, reward)) * log_prob
+                return (reward - read_baseline(contexts, reward)) * log_prob
             case "grpo":
                 shift = 0.0 if self.config.estimator in V_FAMILY else GRPO_SHIFT
                 return (group_normalised(reward) + shift) * log_prob
             case "control-variate":
-                baseline = self.baseline.read_and_update(contexts, reward)
+                baseline = read_baseline(contexts, reward)
                 of_candidates = estimator(logits, round_.candidates, round_.candidates)
                 ranker = LATE_STAGE_RANKERS[self.config.lsr]
                 propensity = ranker.propensities(self.world.scores(contexts, round_.candidates), round_.positions)
@@ -136,8 +132,10 @@ class Trainer:
                 return reward * log_prob
 
     def evaluate(self) -> None:
-        """Value the greedy policy on all contexts."""
-        metrics = self.metrics
+        """Value the greedy policy on all contexts; a step that was valued already is not counted twice."""
+        if self.valued_step == self.step:
+            return
+        self.valued_step, metrics = self.step, self.metrics
         value = float(greedy_values(self.world, self.system, self.policy).mean())
         is_best = value > metrics.get("best_policy_value", -math.inf)
         metrics["policy_value"] = value
@@ -163,13 +161,62 @@ class Trainer:
         return directory
 
 
+def take_step(trainers: Sequence[Trainer], optimizer: torch.optim.Optimizer) -> None:
+    """One gradient step of each of R runs that differ by their seed alone, on one batch of contexts each.
+
+    The rows of all batches go through the estimator and its gradient together. A row reaches no other run's tables, and
+    each run draws from its own generator, so each takes the step that it would take alone.
+
+    Args:
+        trainers: R of them, at the same step.
+        optimizer: of the tables of all.
+
+    Raises:
+        NonFiniteLossError: a loss or its gradient is not finite; no parameter was changed.
+    """
+    first = trainers[0]
+    config, step = first.config, first.step + 1
+    own_contexts = [trainer.draw_contexts() for trainer in trainers]
+    logits = logits_side_by_side([trainer.policy for trainer in trainers], own_contexts)  # (R * B, M, N)
+    own_logits = logits.chunk(len(trainers))
+    round_ = side_by_side(
+        [
+            interact(trainer.world, trainer.system, contexts, own, trainer.generator)
+            for trainer, contexts, own in zip(trainers, own_contexts, own_logits, strict=True)
+        ]
+    )
+
+    def read_baselines(contexts: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
+        parts = zip(trainers, contexts.chunk(len(trainers)), reward.chunk(len(trainers)), strict=True)
+        return torch.cat([trainer.baseline.read_and_update(*part) for trainer, *part in parts])
+
+    weighted = first.weighted_log_prob(torch.cat(own_contexts), logits, round_, read_baselines)  # (R * B, L)
+    losses = -(weighted @ first.system.slot_weights).view(len(trainers), -1).mean(dim=1)
+    for trainer, loss in zip(trainers, losses.tolist(), strict=True):
+        if not math.isfinite(loss):
+            message = f"step {step}: loss of estimator {config.estimator} is {loss}"
+            raise NonFiniteLossError(message, trainer.config.seed)
+    optimizer.zero_grad()
+    losses.sum().backward()  # type: ignore[no-untyped-call]
+    norms = [gradient_norm(trainer.policy) for trainer in trainers]
+    for trainer, norm in zip(trainers, norms, strict=True):
+        if not math.isfinite(norm):
+            message = f"step {step}: gradient of estimator {config.estimator} has norm {norm}"
+            raise NonFiniteLossError(message, trainer.config.seed)
+    optimizer.step()
+    for trainer, loss, norm, own in zip(trainers, losses.tolist(), norms, own_logits, strict=True):
+        trainer.step = step
+        if trainer.evaluation_is_due:
+            trainer.metrics |= step_metrics(loss, norm, own)
+
+
 def gradient_norm(policy: EarlyStageRanker) -> float:
     """Euclidean norm of the gradient over all tables."""
     gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
     return float(torch.nn.utils.get_total_norm(gradients))
 
 
-def step_metrics(loss: torch.Tensor, norm: float, logits: torch.Tensor) -> dict[str, float]:
+def step_metrics(loss: float, norm: float, logits: torch.Tensor) -> dict[str, float]:
     """What a step says of itself; see METRICS.
 
     The effective number of items of an expert in a context is exp of its softmax's entropy: N when the policy is
@@ -177,7 +224,7 @@ def step_metrics(loss: torch.Tensor, norm: float, logits: torch.Tensor) -> dict[
     """
     log_softmax = logits.detach().log_softmax(dim=2)
     return {
-        "loss": loss.item(),
+        "loss": loss,
         "gradient_norm": norm,
         "effective_items": float((-(log_softmax.exp() * log_softmax).sum(dim=2)).exp().mean()),
     }
@@ -235,7 +282,8 @@ def resume(config: TrainConfig, world: World, checkpoint: Checkpoint) -> Trainer
     state = checkpoint.state()
     generator.set_state(state["generator"])
     baseline = ContextBaseline(state["baseline_mean"], state["baseline_visits"])
-    return Trainer(config, world, policy, optimizer, generator, baseline, description.step, dict(description.metrics))
+    step, metrics = description.step, dict(description.metrics)
+    return Trainer(config, world, policy, optimizer, generator, baseline, step, metrics, valued_step=step)
 
 
 def prepare(config: TrainConfig, out: Path | None, resume_from: Resume = "auto") -> tuple[Trainer, Path]:
@@ -253,6 +301,15 @@ def prepare(config: TrainConfig, out: Path | None, resume_from: Resume = "auto")
     Raises:
         UsageError: the settings, the data or the directory cannot be used; nothing was written.
     """
+    return take_up(*settle(config), out, resume_from)
+
+
+def settle(config: TrainConfig) -> tuple[TrainConfig, World]:
+    """Open the world; give the settings with its name and with whole paths.
+
+    Raises:
+        UsageError: the settings do not fit the world, or a file cannot be read.
+    """
     for path in (config.context_features, config.item_features):
         if path is not None and not path.is_file():
             raise UsageError(f"features ({path}) is not a file")
@@ -264,7 +321,11 @@ def prepare(config: TrainConfig, out: Path | None, resume_from: Resume = "auto")
         for name in ("data", "context_features", "item_features")
         if (path := getattr(config, name)) is not None
     }
-    config = config.model_copy(update={"environment": world.environment, **paths})
+    return config.model_copy(update={"environment": world.environment, **paths}), world
+
+
+def take_up(config: TrainConfig, world: World, out: Path | None, resume_from: Resume) -> tuple[Trainer, Path]:
+    """Start a run or take one up again; arguments as for `prepare`, the settings from `settle`."""
     if resume_from == "auto" and out is not None and holds_run(out):
         enter_run(out, config, world.fingerprint)
         return resume(config, world, Checkpoint(out)) if checkpoints(out) else start(config, world), out
@@ -273,45 +334,3 @@ def prepare(config: TrainConfig, out: Path | None, resume_from: Resume = "auto")
     else:
         trainer = start(config, world)
     return trainer, make_run(out, config, world.fingerprint)
-
-
-def train(trainer: Trainer, run: Path, report: Callable[[Trainer], None], stop: Callable[[], bool]) -> Path:
-    """Advance to the last step, evaluating and saving on the way.
-
-    Args:
-        trainer: from `prepare`.
-        run: its run directory; nobody else may write there.
-        report: called after every step and evaluation.
-        stop: asked after every step; True saves and ends the run early.
-
-    Returns:
-        The last checkpoint's directory.
-
-    Raises:
-        NonFiniteLossError: names the step, the estimator and the last good checkpoint.
-    """
-    config = trainer.config
-    remove_unfinished(run / "checkpoints")
-    if trainer.step and not checkpoints(run):  # from another run's state: this one can go on from here by itself
-        trainer.save(run)
-    metrics = MetricsLog(run, trainer.step)
-    while trainer.step < config.steps and not stop():
-        try:
-            trainer.advance()
-        except NonFiniteLossError as error:
-            metrics.close()
-            last = checkpoints(run)
-            raise NonFiniteLossError(f"{error}; last good checkpoint: {last[-1] if last else 'none'}") from None
-        evaluated = trainer.evaluation_is_due
-        if evaluated:
-            trainer.evaluate()
-            metrics.write(trainer.step, trainer.metrics)
-        report(trainer)
-        if evaluated and config.patience and trainer.metrics["evaluations_since_best"] >= config.patience:
-            break
-        if trainer.saving_is_due and trainer.step < config.steps:
-            trainer.save(run)
-    metrics.close()
-    if stop():
-        trainer.evaluate()
-    return trainer.save(run)
