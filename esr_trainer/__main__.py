@@ -1,13 +1,16 @@
 """`python -m esr_trainer`: train an ESR online, from the settings to a checkpoint."""
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from esr_trainer.command_line import Command, UsageError, fail, main, note, show
+from pydantic import PositiveInt
+
+from esr_trainer.command_line import Command, UsageError, fail, main, note
 from esr_trainer.config import Resume, TrainConfig
+from esr_trainer.result import TrainingProgress, show_replicas, show_run
 
 
 class Train(TrainConfig, Command):
@@ -26,67 +29,45 @@ class Train(TrainConfig, Command):
     directory from its state, as if it had never stopped; the options are repeated, only --steps, --data,
     --evaluate-every, --checkpoint-every and --patience may be others."""
 
+    seeds: PositiveInt = 1
+    """Replicas from --seed on, trained side by side in one process; several live in RUN/seed-<seed>, each a run of its
+    own."""
+
     def run(self) -> Mapping[str, Any]:
         """Train, and print the result for a newcomer."""
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.table import Table
-
         from esr_trainer.interruption import stop_requested
-        from esr_trainer.training import NonFiniteLossError, Trainer, prepare, train
+        from esr_trainer.replicas import prepare_replicas
+        from esr_trainer.run import train_side_by_side
+        from esr_trainer.training import NonFiniteLossError
         from esr_trainer.whole_directory import sole_writer
 
         config = TrainConfig.model_validate(self.model_dump(include=set(TrainConfig.model_fields)))
-        trainer, run = prepare(config, self.out, self.resume)
-        note(f"world: {trainer.world.description}")
-        note(f"run: {run}" + (f", resumed at step {trainer.step}" if trainer.step else ""))
+        out, trainers, runs = prepare_replicas(config, self.seeds, self.out, self.resume)
+        first = trainers[0]
+        note(f"world: {first.world.description}")
+        note(f"run: {out}" + (f", resumed at step {first.step}" if first.step else ""))
         if config.learning_rate_scale != "none":
-            note(f"learning rate: {config.learning_rate:g} scaled to {trainer.optimizer.param_groups[0]['lr']:.4g}")
-        first, began = trainer.step, time.perf_counter()
-
-        def speed() -> float:
-            return (trainer.step - first) / max(time.perf_counter() - began, 1e-9)
-
-        columns = (
-            TextColumn("training"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total} steps · {task.fields[speed]:.0f} step/s"),
-            TextColumn("· policy value {task.fields[value]:.3f}"),
-            TimeRemainingColumn(),
-        )
-        progress = Progress(*columns, console=Console(stderr=True))
-        with sole_writer(run), stop_requested() as stop, progress:
-            task = progress.add_task(
-                "", total=config.steps, completed=first, speed=0.0, value=trainer.metrics["policy_value"]
-            )
-
-            def report(trainer: Trainer) -> None:
-                progress.update(task, completed=trainer.step, speed=speed(), value=trainer.metrics["policy_value"])
-
+            note(f"learning rate: {config.learning_rate:g} scaled to {first.optimizer.param_groups[0]['lr']:.4g}")
+        with ExitStack() as stack:
+            for run in runs:
+                stack.enter_context(sole_writer(run))
+            stop = stack.enter_context(stop_requested())
+            progress = stack.enter_context(TrainingProgress(trainers))
             try:
-                checkpoint = train(trainer, run, report, stop)
+                saved = train_side_by_side(trainers, runs, progress.report, stop)
             except NonFiniteLossError as error:
                 raise UsageError(str(error)) from error
-            steps_per_second = speed()
-        if trainer.step < config.steps:
-            note(f"stopped at step {trainer.step}; go on with the same options and --out {run}")
-        metrics = trainer.metrics
-        table = Table("policy value", "reward per context", title=f"{config.estimator}, {trainer.step} steps")
-        table.add_row("uniform: random candidates", f"{metrics['uniform_policy_value']:.3f}")
-        table.add_row("popularity: one list for everybody", f"{metrics['popularity_policy_value']:.3f}")
-        table.add_row("this ESR before training", f"{metrics['initial_policy_value']:.3f}")
-        table.add_row("this ESR after training", f"{metrics['policy_value']:.3f}", style="bold")
-        table.add_row("optimum: the best items for each context", f"{metrics['optimal_policy_value']:.3f}")
-        show(table)
-        print(f"checkpoint: {checkpoint}")
-        print(f"next: python -m serving export {run} --out bundles")
-        return {
-            "checkpoint": str(checkpoint),
-            "run": str(run),
-            **metrics,
-            "steps": trainer.step,
-            "steps_per_second": steps_per_second,
-        }
+        if progress.stopped_early:
+            note(f"stopped at step {first.step}; go on with the same options and --out {out}")
+        speed = {"steps_per_second": progress.steps_per_second}
+        results = [
+            {"checkpoint": str(checkpoint), "run": str(run), **trainer.metrics, "steps": trainer.step}
+            for checkpoint, run, trainer in zip(saved, runs, trainers, strict=True)
+        ]
+        if self.seeds == 1:
+            show_run(results[0], config.estimator)
+            return {**results[0], **speed}
+        return {"run": str(out), **show_replicas(results, config), **speed}
 
 
 def read_settings(arguments: Sequence[str]) -> dict[str, Any]:

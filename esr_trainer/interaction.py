@@ -1,5 +1,6 @@
 """One round of the two-stage system with its users. Axes: B batch, M experts, N items, K candidates, L slots."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,3 +42,8 @@ def interact(world: World, system: System, contexts: Tensor, logits: Tensor, gen
     positions = system.ranker.rank(system.scores(contexts, candidates), system.num_slots, generator)
     slate = candidates.gather(1, positions)
     return Round(candidates, slate, world.draw_rewards(contexts, slate, generator), positions)
+
+
+def side_by_side(rounds: Sequence[Round]) -> Round:
+    """The rounds of several systems as one, row after row."""
+    return rounds[0] if len(rounds) == 1 else Round(*map(torch.cat, zip(*rounds, strict=True)))

@@ -5,6 +5,7 @@ f^m(x, a) = <u^m(x), v^m(a)> / temperature. Axes: B batch, C rows of a tower, M 
 
 import logging
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -83,9 +84,30 @@ class EarlyStageRanker(nn.Module):
 
     def forward(self, contexts: Tensor) -> Tensor:
         """Logits of the whole catalogue: rows (B,) -> (B, M, N)."""
-        context = self.context_tower(contexts).transpose(0, 1) / self.temperature  # (M, B, D)
-        item = self.item_tower().permute(1, 2, 0).contiguous()  # (M, D, N); the backward products read it twice as fast
-        return torch.bmm(context, item).transpose(0, 1)
+        return logits_side_by_side([self], [contexts])
+
+
+def logits_side_by_side(rankers: Sequence[EarlyStageRanker], contexts: Sequence[Tensor]) -> Tensor:
+    """Logits of R rankers of the same shape, each for contexts of its own, by one batched product.
+
+    Args:
+        rankers: R of them.
+        contexts: rows of each, R times (B,).
+
+    Returns:
+        (R * B, M, N), ranker by ranker.
+    """
+    context = torch.stack(
+        [
+            ranker.context_tower(rows).transpose(0, 1) / ranker.temperature
+            for ranker, rows in zip(rankers, contexts, strict=True)
+        ],
+        dim=1,
+    )  # (M, R, B, D)
+    # copied by the stack, so that the backward products read it twice as fast
+    item = torch.stack([ranker.item_tower().permute(1, 2, 0) for ranker in rankers], dim=1)  # (M, R, D, N)
+    product = torch.bmm(context.flatten(0, 1), item.flatten(0, 1))  # (M * R, B, N)
+    return product.view(len(context), -1, product.shape[2]).transpose(0, 1)
 
 
 def jagged(features: Features, rows: Tensor) -> KeyedJaggedTensor:

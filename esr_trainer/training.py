@@ -1,13 +1,14 @@
 """The online training loop: context, logits, candidates, slate, reward, log-probability, step, checkpoint.
 
-Axes: B batch, L slots.
+Axes: R runs side by side, B batch, M experts, N items, L slots.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -28,16 +29,14 @@ from esr_trainer.config import GROUP, SUMS_TO_K, V_FAMILY, Resume, TrainConfig
 from esr_trainer.environments import open_world
 from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.features import Features, id_features, read_features
-from esr_trainer.interaction import Round, interact
+from esr_trainer.interaction import Round, interact, side_by_side
 from esr_trainer.learning_rate import learning_rate
-from esr_trainer.metrics import MetricsLog
 from esr_trainer.policy import entropy, greedy_candidates
 from esr_trainer.policy_value import System, optimal_value, popularity_value, replay, uniform_value
 from esr_trainer.ranker_files import RankerFile
 from esr_trainer.system import ranker_of, read_ranker, system_of
-from esr_trainer.towers import EarlyStageRanker
+from esr_trainer.towers import EarlyStageRanker, logits_side_by_side
 from esr_trainer.variance_reduction import GRPO_SHIFT, ContextBaseline, control_variate, group_normalised
-from esr_trainer.whole_directory import remove_unfinished
 from esr_trainer.world import World
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
@@ -47,8 +46,17 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 """One kernel updates a whole table."""
 
 
+ReadBaseline = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Contexts (B,) and rewards (B, L) -> the baseline before these rewards, (B, L)."""
+
+
 class NonFiniteLossError(RuntimeError):
     """The loss or its gradient is nan or infinite: a bug in an estimator, or a reward that is not finite."""
+
+    def __init__(self, message: str, seed: int) -> None:
+        """Say what happened in the run of a seed."""
+        super().__init__(message)
+        self.seed = seed
 
 
 def greedy_values(world: World, system: System, policy: EarlyStageRanker) -> torch.Tensor:
@@ -71,6 +79,8 @@ class Trainer:
     step: int
     metrics: dict[str, float]
     """Policy value at `step`, and the values it is read against."""
+    valued_step: int = -1
+    """The last step that was evaluated."""
 
     @property
     def saving_is_due(self) -> bool:
@@ -83,18 +93,8 @@ class Trainer:
         return self.saving_is_due or self.step % self.config.evaluate_every == 0
 
     def advance(self) -> None:
-        """One gradient step on one batch of contexts.
-
-        Raises:
-            NonFiniteLossError: the loss or its gradient is not finite; no parameter was changed.
-        """
-        self.learn(*self.play())
-
-    def play(self) -> tuple[torch.Tensor, torch.Tensor, Round]:
-        """Draw contexts, (B,), work out their logits, (B, M, N), and play a round with them."""
-        contexts = self.draw_contexts()
-        logits = self.policy(contexts)
-        return contexts, logits, interact(self.world, self.system, contexts, logits, self.generator)
+        """One gradient step; see `take_step`."""
+        take_step([self], self.optimizer)
 
     def draw_contexts(self) -> torch.Tensor:
         """A batch of contexts, uniformly with replacement, (B,); GRPO's come in groups."""
@@ -102,41 +102,20 @@ class Trainer:
         contexts = torch.randint(self.world.num_contexts, (self.config.batch // group,), generator=self.generator)
         return contexts[:, None].expand(-1, group).flatten()
 
-    def learn(self, contexts: torch.Tensor, logits: torch.Tensor, round_: Round) -> None:
-        """Take a step towards what the round rewarded; arguments and errors as of `play` and `advance`."""
-        loss = -(self.weighted_log_prob(contexts, logits, round_) @ self.system.slot_weights).mean()
-        if self.config.entropy:
-            scale = (round_.reward.abs() @ self.system.slot_weights).mean()
-            loss = loss - self.config.entropy * scale * entropy(logits).mean()
-        self.descend(loss, logits)
-
-    def descend(self, loss: torch.Tensor, logits: torch.Tensor) -> None:
-        """Take a step down a loss that was worked out from these logits; errors as of `advance`."""
-        estimator = self.config.estimator
-        if not math.isfinite(loss.item()):
-            raise NonFiniteLossError(f"step {self.step + 1}: loss of estimator {estimator} is {loss.item()}")
-        self.policy.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = gradient_norm(self.policy)
-        if not math.isfinite(norm):
-            raise NonFiniteLossError(f"step {self.step + 1}: gradient of estimator {estimator} has norm {norm}")
-        self.optimizer.step()
-        self.step += 1
-        if self.evaluation_is_due:
-            self.metrics |= step_metrics(loss, norm, logits)
-
-    def weighted_log_prob(self, contexts: torch.Tensor, logits: torch.Tensor, round_: Round) -> torch.Tensor:
+    def weighted_log_prob(
+        self, contexts: torch.Tensor, logits: torch.Tensor, round_: Round, read_baseline: ReadBaseline
+    ) -> torch.Tensor:
         """Log-probability times reward, with the settings' variance reduction: (B,), (B, M, N) -> (B, L)."""
         estimator, reward = ESTIMATORS[self.config.estimator], round_.reward
         log_prob = estimator(logits, round_.slate, round_.candidates)
         match self.config.variance_reduction:
             case "baseline":
-                return (reward - self.baseline.read_and_update(contexts, reward)) * log_prob
+                return (reward - read_baseline(contexts, reward)) * log_prob
             case "grpo":
                 shift = 0.0 if self.config.estimator in V_FAMILY else GRPO_SHIFT
                 return (group_normalised(reward) + shift) * log_prob
             case "control-variate":
-                baseline = self.baseline.read_and_update(contexts, reward)
+                baseline = read_baseline(contexts, reward)
                 of_candidates = estimator(logits, round_.candidates, round_.candidates)
                 scores = self.system.scores(contexts, round_.candidates)
                 propensity = self.system.ranker.propensities(scores, round_.positions)
@@ -147,8 +126,10 @@ class Trainer:
                 return reward * log_prob
 
     def evaluate(self) -> None:
-        """Value the greedy policy on all contexts."""
-        metrics = self.metrics
+        """Value the greedy policy on all contexts; a step that was valued already is not counted twice."""
+        if self.valued_step == self.step:
+            return
+        self.valued_step, metrics = self.step, self.metrics
         value = float(greedy_values(self.world, self.system, self.policy).mean())
         is_best = value > metrics.get("best_policy_value", -math.inf)
         metrics["policy_value"] = value
@@ -175,19 +156,98 @@ class Trainer:
         return directory
 
 
+class Played(NamedTuple):
+    """A round of R runs side by side, run by run."""
+
+    contexts: torch.Tensor
+    """(R * B,)."""
+    logits: torch.Tensor
+    """(R * B, M, N)."""
+    round_: Round
+    """Of R * B contexts."""
+
+
+def take_step(trainers: Sequence[Trainer], optimizer: torch.optim.Optimizer) -> None:
+    """One gradient step of each of R runs that differ by their seed alone, on one batch of contexts each.
+
+    The rows of all batches go through the estimator and its gradient together. A row reaches no other run's tables, and
+    each run draws from its own generator, so each takes the step that it would take alone.
+
+    Args:
+        trainers: R of them, at the same step.
+        optimizer: of the tables of all.
+
+    Raises:
+        NonFiniteLossError: a loss or its gradient is not finite; no parameter was changed.
+    """
+    played = play(trainers)
+    descend(trainers, optimizer, losses_of(trainers, played), played.logits)
+
+
+def play(trainers: Sequence[Trainer]) -> Played:
+    """Each run draws its contexts and plays a round with them."""
+    own_contexts = [trainer.draw_contexts() for trainer in trainers]
+    logits = logits_side_by_side([trainer.policy for trainer in trainers], own_contexts)
+    rounds = [
+        interact(trainer.world, trainer.system, contexts, own, trainer.generator)
+        for trainer, contexts, own in zip(trainers, own_contexts, logits.chunk(len(trainers)), strict=True)
+    ]
+    return Played(torch.cat(own_contexts), logits, side_by_side(rounds))
+
+
+def losses_of(trainers: Sequence[Trainer], played: Played) -> torch.Tensor:
+    """Each run's loss, (R,): -mean_b sum_l w_l r_bl log p_bl, less the entropy bonus."""
+    first, (contexts, logits, round_) = trainers[0], played
+
+    def read_baselines(contexts: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
+        parts = zip(trainers, contexts.chunk(len(trainers)), reward.chunk(len(trainers)), strict=True)
+        return torch.cat([trainer.baseline.read_and_update(*part) for trainer, *part in parts])
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        return values.view(len(trainers), -1).mean(dim=1)
+
+    weights, bonus = first.system.slot_weights, first.config.entropy
+    gain = mean(first.weighted_log_prob(contexts, logits, round_, read_baselines) @ weights)
+    if bonus:
+        gain = gain + bonus * mean(round_.reward.abs() @ weights) * mean(entropy(logits).mean(dim=1))
+    return -gain
+
+
+def descend(
+    trainers: Sequence[Trainer], optimizer: torch.optim.Optimizer, losses: torch.Tensor, logits: torch.Tensor
+) -> None:
+    """Take each run's step down its loss, (R,), that was worked out from these logits; the rest as of `take_step`."""
+    estimator, step = trainers[0].config.estimator, trainers[0].step + 1
+    for trainer, loss in zip(trainers, losses.tolist(), strict=True):
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(f"step {step}: loss of estimator {estimator} is {loss}", trainer.config.seed)
+    optimizer.zero_grad()
+    losses.sum().backward()  # type: ignore[no-untyped-call]
+    norms = [gradient_norm(trainer.policy) for trainer in trainers]
+    for trainer, norm in zip(trainers, norms, strict=True):
+        if not math.isfinite(norm):
+            message = f"step {step}: gradient of estimator {estimator} has norm {norm}"
+            raise NonFiniteLossError(message, trainer.config.seed)
+    optimizer.step()
+    for trainer, loss, norm, own in zip(trainers, losses.tolist(), norms, logits.chunk(len(trainers)), strict=True):
+        trainer.step = step
+        if trainer.evaluation_is_due:
+            trainer.metrics |= step_metrics(loss, norm, own)
+
+
 def gradient_norm(policy: EarlyStageRanker) -> float:
     """Euclidean norm of the gradient over all tables."""
     gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
     return float(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm())
 
 
-def step_metrics(loss: torch.Tensor, norm: float, logits: torch.Tensor) -> dict[str, float]:
+def step_metrics(loss: float, norm: float, logits: torch.Tensor) -> dict[str, float]:
     """What a step says of itself; see METRICS.
 
     The effective number of items of an expert in a context is exp of its softmax's entropy.
     """
     return {
-        "loss": loss.item(),
+        "loss": loss,
         "gradient_norm": norm,
         "effective_items": float(entropy(logits.detach()).exp().mean()),
     }
@@ -246,8 +306,8 @@ def resume(config: TrainConfig, world: World, checkpoint: Checkpoint) -> Trainer
     state = checkpoint.state()
     generator.set_state(state["generator"])
     baseline = ContextBaseline(state["baseline_mean"], state["baseline_visits"])
-    metrics = dict(description.metrics)
-    return Trainer(config, world, system, policy, optimizer, generator, baseline, description.step, metrics)
+    step, metrics = description.step, dict(description.metrics)
+    return Trainer(config, world, system, policy, optimizer, generator, baseline, step, metrics, valued_step=step)
 
 
 def prepare(config: TrainConfig, out: Path | None, resume_from: Resume = "auto") -> tuple[Trainer, Path]:
@@ -265,6 +325,15 @@ def prepare(config: TrainConfig, out: Path | None, resume_from: Resume = "auto")
     Raises:
         UsageError: the settings, the data or the directory cannot be used; nothing was written.
     """
+    return take_up(*settle(config), out, resume_from)
+
+
+def settle(config: TrainConfig) -> tuple[TrainConfig, World, RankerFile | None]:
+    """Open the world; give the settings with its name and with whole paths, and the LSR's own file if they name one.
+
+    Raises:
+        UsageError: the settings do not fit the world, or a file cannot be read.
+    """
     for path in (config.context_features, config.item_features):
         if path is not None and not path.is_file():
             raise UsageError(f"features ({path}) is not a file")
@@ -277,7 +346,13 @@ def prepare(config: TrainConfig, out: Path | None, resume_from: Resume = "auto")
         for name in ("data", "context_features", "item_features", "lsr")
         if isinstance(path := getattr(config, name), Path)
     }
-    config = config.model_copy(update={"environment": world.environment, **paths})
+    return config.model_copy(update={"environment": world.environment, **paths}), world, given
+
+
+def take_up(
+    config: TrainConfig, world: World, given: RankerFile | None, out: Path | None, resume_from: Resume
+) -> tuple[Trainer, Path]:
+    """Start a run or take one up again; arguments as for `prepare`, the first three from `settle`."""
     if resume_from == "auto" and out is not None and holds_run(out):
         enter_run(out, config, world.fingerprint, given)
         if checkpoints(out):
@@ -293,45 +368,3 @@ def prepare(config: TrainConfig, out: Path | None, resume_from: Resume = "auto")
 def begin(config: TrainConfig, world: World, given: RankerFile | None) -> Trainer:
     """A new run with the LSR's own file, or with the one that the settings ask for."""
     return start(config, world, system_of(config, world, given or ranker_of(config, world)))
-
-
-def train(trainer: Trainer, run: Path, report: Callable[[Trainer], None], stop: Callable[[], bool]) -> Path:
-    """Advance to the last step, evaluating and saving on the way.
-
-    Args:
-        trainer: from `prepare`.
-        run: its run directory; nobody else may write there.
-        report: called after every step and evaluation.
-        stop: asked after every step; True saves and ends the run early.
-
-    Returns:
-        The last checkpoint's directory.
-
-    Raises:
-        NonFiniteLossError: names the step, the estimator and the last good checkpoint.
-    """
-    config = trainer.config
-    remove_unfinished(run / "checkpoints")
-    if trainer.step and not checkpoints(run):  # from another run's state: this one can go on from here by itself
-        trainer.save(run)
-    metrics = MetricsLog(run, trainer.step)
-    while trainer.step < config.steps and not stop():
-        try:
-            trainer.advance()
-        except NonFiniteLossError as error:
-            metrics.close()
-            last = checkpoints(run)
-            raise NonFiniteLossError(f"{error}; last good checkpoint: {last[-1] if last else 'none'}") from None
-        evaluated = trainer.evaluation_is_due
-        if evaluated:
-            trainer.evaluate()
-            metrics.write(trainer.step, trainer.metrics)
-        report(trainer)
-        if evaluated and config.patience and trainer.metrics["evaluations_since_best"] >= config.patience:
-            break
-        if trainer.saving_is_due and trainer.step < config.steps:
-            trainer.save(run)
-    metrics.close()
-    if stop():
-        trainer.evaluate()
-    return trainer.save(run)

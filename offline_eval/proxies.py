@@ -12,7 +12,7 @@ from torch import Tensor
 from esr_trainer.config import TrainConfig
 from esr_trainer.interaction import Round, interact
 from esr_trainer.policy_value import replay_list
-from esr_trainer.training import Trainer
+from esr_trainer.training import Trainer, descend, losses_of, play
 from offline_eval.curves import Curve, learn, new_run, references_of
 
 NEGATIVES = 100
@@ -59,7 +59,7 @@ def own(proxy: Trainer, config: TrainConfig) -> Callable[[], tuple[Tensor, Round
     """The proxy's policy explores for itself."""
 
     def following() -> tuple[Tensor, Round]:
-        contexts, _, round_ = proxy.play()
+        contexts, _, round_ = play([proxy])
         return contexts, round_
 
     return following
@@ -81,9 +81,9 @@ def of_the_run(proxy: Trainer, config: TrainConfig) -> Callable[[], tuple[Tensor
     run = new_run(config)
 
     def following() -> tuple[Tensor, Round]:
-        contexts, logits, round_ = run.play()
-        run.learn(contexts, logits, round_)
-        return contexts, round_
+        played = play([run])
+        descend([run], run.optimizer, losses_of([run], played), played.logits)
+        return played.contexts, played.round_
 
     return following
 
@@ -100,7 +100,7 @@ def learn_loss(loss: Loss, interactions: Interactions, config: TrainConfig) -> C
     def advance() -> None:
         contexts, round_ = following()
         logits = proxy.policy(contexts)
-        proxy.descend(loss(logits, round_, proxy.generator).mean(), logits)
+        descend([proxy], proxy.optimizer, loss(logits, round_, proxy.generator).mean()[None], logits)
 
     return learn(proxy, advance, references_of(proxy))
 

@@ -58,6 +58,8 @@ def test_the_paper_preset_is_not_scaled_twice() -> None:
 
 @pytest.mark.parametrize("estimator", ["v", "v-swr"])
 def test_the_v_family_is_refused_in_one_line(estimator: EstimatorName, refused: Callable[[int], str]) -> None:
-    says = refused(command_line(["--estimator", estimator, "--learning-rate-scale", "propensity"]))
+    says = refused(
+        command_line(["--estimator", estimator, "--learning-rate-scale", "propensity", "--data", "missing.npz"])
+    )
     assert "learning_rate_scale (propensity)" in says
     assert estimator in says

@@ -22,8 +22,9 @@ from esr_trainer.config import TrainConfig
 from esr_trainer.environments import open_world
 from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.metrics import METRICS
+from esr_trainer.run import train
 from esr_trainer.system import system_of
-from esr_trainer.training import NonFiniteLossError, greedy_values, prepare, step_metrics, train
+from esr_trainer.training import NonFiniteLossError, greedy_values, prepare, step_metrics
 from esr_trainer.whole_directory import sole_writer
 from serving import Retriever
 from serving.export import export
@@ -267,7 +268,7 @@ def test_metrics_of_every_evaluation_survive_a_resume(tmp_path: Path) -> None:
 
 def test_effective_items_of_a_uniform_and_of_a_sure_policy() -> None:
     logits = torch.stack([torch.zeros(8), torch.tensor([100.0, *[0.0] * 7])])[:, None]
-    assert step_metrics(torch.tensor(1.0), 5.0, logits)["effective_items"] == pytest.approx((8 + 1) / 2)
+    assert step_metrics(1.0, 5.0, logits)["effective_items"] == pytest.approx((8 + 1) / 2)
 
 
 def test_an_entropy_bonus_keeps_more_items_in_play(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 
 from esr_trainer.config import TrainConfig
 from esr_trainer.interaction import Round
+from esr_trainer.training import descend, losses_of, play
 from offline_eval.curves import new_run
 from offline_eval.proxies import INTERACTIONS, LEARNERS, regression, sampled_softmax
 
@@ -34,11 +35,11 @@ def test_a_proxy_may_follow_the_very_interactions_of_a_run() -> None:
     run = new_run(SMALL)
     following = INTERACTIONS["the run's"](new_run(SMALL), SMALL)
     for _ in range(3):
-        contexts, logits, expected = run.play()
-        run.learn(contexts, logits, expected)
-        found_contexts, found = following()
-        assert torch.equal(found_contexts, contexts)
-        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+        played = play([run])
+        descend([run], run.optimizer, losses_of([run], played), played.logits)
+        contexts, found = following()
+        assert torch.equal(contexts, played.contexts)
+        assert all(torch.equal(*pair) for pair in zip(found, played.round_, strict=True))
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
