@@ -139,5 +139,6 @@ def test_the_control_variate_goes_by_the_rankers_own_scores() -> None:
         trainer.baseline.mean.fill_(1.0)
         logits = trainer.policy(torch.arange(16))
         round_ = interact(world, system_of(config, world), torch.arange(16), logits, torch.Generator().manual_seed(0))
-        losses.append(trainer.weighted_log_prob(torch.arange(16), logits, round_))
+        read_baseline = trainer.baseline.read_and_update
+        losses.append(trainer.weighted_log_prob(torch.arange(16), logits, round_, read_baseline))
     assert not torch.equal(*losses)
