@@ -60,7 +60,8 @@ class NonFiniteLossError(RuntimeError):
 
 def system_of(config: TrainConfig) -> System:
     """The LSR, K and slot weights of the settings."""
-    return System(LATE_STAGE_RANKERS[config.lsr], config.candidates, SLOT_WEIGHTS[config.slot_weights](config.slate))
+    slot_weights = SLOT_WEIGHTS[config.slot_weights](config.slate).to(config.device)
+    return System(LATE_STAGE_RANKERS[config.lsr], config.candidates, slot_weights)
 
 
 def greedy_values(world: World, system: System, policy: EarlyStageRanker) -> torch.Tensor:
@@ -107,7 +108,8 @@ class Trainer:
     def draw_contexts(self) -> torch.Tensor:
         """The contexts of a step, (B,)."""
         group = GROUP if self.config.variance_reduction == "grpo" else 1
-        contexts = torch.randint(self.world.num_contexts, (self.config.batch // group,), generator=self.generator)
+        shape, device = (self.config.batch // group,), self.generator.device
+        contexts = torch.randint(self.world.num_contexts, shape, generator=self.generator, device=device)
         return contexts.repeat_interleave(group)
 
     def weighted_log_prob(
@@ -248,11 +250,11 @@ def build_optimizer(config: TrainConfig, world: World, policy: EarlyStageRanker)
 
 def new_trainer(config: TrainConfig, world: World, contexts: Features, items: Features) -> Trainer:
     """A run at its first step: tables drawn from the seed, nothing valued yet."""
-    generator = torch.Generator().manual_seed(config.seed)
-    policy = build_policy(config, contexts, items)
+    generator = torch.Generator(config.device).manual_seed(config.seed)
+    policy = build_policy(config, contexts, items).to(config.device)
     policy.initialise(config.init_std, generator)
     optimizer = build_optimizer(config, world, policy)
-    baseline = ContextBaseline.new(world.num_contexts, config.slate)
+    baseline = ContextBaseline.new(world.num_contexts, config.slate, world.device)
     return Trainer(config, world, policy, optimizer, generator, baseline, 0, {})
 
 
@@ -275,13 +277,13 @@ def resume(config: TrainConfig, world: World, checkpoint: Checkpoint) -> Trainer
     description = checkpoint.description
     if description.step > config.steps:
         raise UsageError(f"steps ({config.steps}): the run has already done {description.step}")
-    policy = checkpoint.policy()
+    policy = checkpoint.policy().to(config.device)
     optimizer = build_optimizer(config, world, policy)
     load_optimizer_state(optimizer, policy, checkpoint.optimizer_state())
-    generator = torch.Generator()
+    generator = torch.Generator(config.device)
     state = checkpoint.state()
     generator.set_state(state["generator"])
-    baseline = ContextBaseline(state["baseline_mean"], state["baseline_visits"])
+    baseline = ContextBaseline(*(state[name].to(config.device) for name in ("baseline_mean", "baseline_visits")))
     step, metrics = description.step, dict(description.metrics)
     return Trainer(config, world, policy, optimizer, generator, baseline, step, metrics, valued_step=step)
 
@@ -310,9 +312,13 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, World]:
     Raises:
         UsageError: the settings do not fit the world, or a file cannot be read.
     """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device (cuda): this machine, or this build of torch, has none")
     for path in (config.context_features, config.item_features):
         if path is not None and not path.is_file():
             raise UsageError(f"features ({path}) is not a file")
+        if path is not None and config.device != "cpu":
+            raise UsageError(f"features ({path}) are looked up on the cpu alone: leave --device {config.device} out")
     world = open_world(config.environment, config.data, config.world_seed)
     if config.candidates > world.num_items:
         raise UsageError(f"candidates ({config.candidates}) exceeds the data's {world.num_items} items")
@@ -321,7 +327,7 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, World]:
         for name in ("data", "context_features", "item_features")
         if (path := getattr(config, name)) is not None
     }
-    return config.model_copy(update={"environment": world.environment, **paths}), world
+    return config.model_copy(update={"environment": world.environment, **paths}), world.to(config.device)
 
 
 def take_up(config: TrainConfig, world: World, out: Path | None, resume_from: Resume) -> tuple[Trainer, Path]:
