@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import PositiveInt
+from pydantic_settings import CliToggleFlag
 
 from esr_trainer.command_line import Command, UsageError, fail, main, note
 from esr_trainer.config import Resume, TrainConfig
@@ -33,11 +34,16 @@ class Train(TrainConfig, Command):
     """Replicas from --seed on, trained side by side in one process; several live in RUN/seed-<seed>, each a run of its
     own."""
 
+    profile: CliToggleFlag[bool] = False
+    """Profile ten steps after the first ten: a trace in the (first) run directory, the costliest operations on stderr;
+    the result stays the same."""
+
     def run(self) -> Mapping[str, Any]:
         """Train, and print the result for a newcomer."""
         from esr_trainer.interruption import stop_requested
+        from esr_trainer.profiling import each_step, profiled
         from esr_trainer.replicas import prepare_replicas
-        from esr_trainer.run import train_side_by_side
+        from esr_trainer.run import Report, train_side_by_side
         from esr_trainer.training import NonFiniteLossError
         from esr_trainer.whole_directory import sole_writer
 
@@ -53,8 +59,11 @@ class Train(TrainConfig, Command):
                 stack.enter_context(sole_writer(run))
             stop = stack.enter_context(stop_requested())
             progress = stack.enter_context(TrainingProgress(trainers))
+            report: Report = progress.report
+            if self.profile:
+                report = each_step(stack.enter_context(profiled(runs[0])), first, report)
             try:
-                saved = train_side_by_side(trainers, runs, progress.report, stop)
+                saved = train_side_by_side(trainers, runs, report, stop)
             except NonFiniteLossError as error:
                 raise UsageError(str(error)) from error
         if progress.stopped_early:

@@ -155,9 +155,9 @@ def write_checkpoint(
 ) -> None:
     """Write the directory, whole or not at all; arguments as for `save_checkpoint`."""
     with written_whole(target) as directory:
-        save_file(policy.state_dict(), directory / "policy.safetensors")
-        save_file(dict(moments), directory / "optimizer.safetensors")
-        save_file(dict(state), directory / "state.safetensors")
+        for name, tensors in (("policy", policy.state_dict()), ("optimizer", moments), ("state", state)):
+            on_cpu = {key: tensor.cpu() for key, tensor in tensors.items()}
+            save_file(on_cpu, directory / f"{name}.safetensors")
         if ranker:
             (directory / ranker.name).write_bytes(ranker.content)
         save_features(policy.context_tower.features, directory, "context")

@@ -15,6 +15,7 @@ EstimatorName = Literal["top1", "ca", "ca-swr", "ca-poisson", "v-swr", "v"]
 EnvironmentName = Literal["kuairec", "synthetic", "interactions"]
 LateStageRankerName = Literal["optimal", "noisy", "uniform", "anti", "learned"]
 SlotWeightsName = Literal["sum", "mean", "dcg"]
+DeviceName = Literal["cpu", "cuda"]
 LearningRateScaleName = Literal["none", "propensity"]
 VarianceReductionName = Literal["none", "baseline", "grpo", "control-variate"]
 PresetName = Literal["default", "paper"]
@@ -139,6 +140,9 @@ class TrainConfig(Options):
     """Gradient steps in all; a run that is taken up again may ask for more."""
     seed: Seed = 0
     """Seed of the initial tables and of every draw."""
+    device: DeviceName = "cpu"
+    """Where the run computes and draws; the draws, and so the run, differ from one to the other. On `cuda` sums may
+    differ in rounding from run to run, and features must be ids alone."""
     evaluate_every: PositiveInt = 100
     """Steps between two evaluations on all contexts."""
     checkpoint_every: PositiveInt = 500

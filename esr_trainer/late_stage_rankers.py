@@ -68,7 +68,7 @@ class LateStageRanker(NamedTuple):
         first = ((self.score_weight * scores).softmax(dim=1) * rewards).sum(dim=1, keepdim=True)
         if num_slots == 1:
             return first
-        later = torch.zeros(len(scores), num_slots - 1, dtype=rewards.dtype)
+        later = torch.zeros(len(scores), num_slots - 1, dtype=rewards.dtype, device=rewards.device)
         for _ in range(SLATE_DRAWS):
             shown = self.rank(scores, num_slots - 1, generator)
             left = self.score_weight * scores

@@ -15,7 +15,7 @@ def learning_rate(config: TrainConfig, world: World, system: System) -> float:
     if config.learning_rate_scale == "none":
         return config.learning_rate
     return scaled_learning_rate(
-        config.learning_rate, greedy_propensity(world, system, torch.Generator().manual_seed(0))
+        config.learning_rate, greedy_propensity(world, system, torch.Generator(world.device).manual_seed(0))
     )
 
 
@@ -32,7 +32,7 @@ def greedy_propensity(world: World, system: System, generator: torch.Generator) 
     """
     total = 0.0
     for start in range(0, world.num_contexts, CHUNK):
-        contexts = torch.arange(start, min(start + CHUNK, world.num_contexts))
+        contexts = torch.arange(start, min(start + CHUNK, world.num_contexts), device=world.device)
         candidates = uniform_candidates(world, system, len(contexts), generator)
         scores = system.scores(contexts, candidates)
         first = system.ranker.propensities(scores, system.ranker.rank(scores, 1, generator))[:, 0]  # (B, K)

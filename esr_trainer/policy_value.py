@@ -57,13 +57,13 @@ def replay(world: World, system: System, choose: Choose) -> Tensor:
     """
     values = []
     for start in range(0, world.num_contexts, CHUNK):
-        contexts = torch.arange(start, min(start + CHUNK, world.num_contexts))
+        contexts = torch.arange(start, min(start + CHUNK, world.num_contexts), device=world.device)
         candidates = choose(contexts)
         rewards = system.ranker.expected_rewards(
             system.scores(contexts, candidates),
             world.expected_rewards(contexts, candidates),
             system.num_slots,
-            torch.Generator().manual_seed(start),
+            torch.Generator(world.device).manual_seed(start),
         )
         values.append(rewards @ system.slot_weights)
     return torch.cat(values)
@@ -92,12 +92,13 @@ def popular_candidates(world: World, system: System) -> Tensor:
 
 def uniform_candidates(world: World, system: System, num_contexts: int, generator: torch.Generator) -> Tensor:
     """K random items for each of some contexts, (B, K)."""
-    return torch.rand((num_contexts, world.num_items), generator=generator).topk(system.num_candidates).indices
+    noise = torch.rand((num_contexts, world.num_items), generator=generator, device=world.device)
+    return noise.topk(system.num_candidates).indices
 
 
 def uniform_value(world: World, system: System) -> float:
     """K random items, then the same LSR; the mean of UNIFORM_DRAWS candidate sets per context."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(world.device).manual_seed(0)
 
     def choose(contexts: Tensor) -> Tensor:
         return uniform_candidates(world, system, len(contexts), generator)

@@ -27,7 +27,8 @@ def system_of(config: TrainConfig, world: World, ranker: RankerFile | None = Non
     """
     order = LATE_STAGE_RANKERS["learned" if isinstance(config.lsr, Path) else config.lsr]
     scores = ranker.open(world) if ranker else world.scores
-    return System(order, scores, config.candidates, SLOT_WEIGHTS[config.slot_weights](config.slate), ranker)
+    slot_weights = SLOT_WEIGHTS[config.slot_weights](config.slate).to(world.device)
+    return System(order, scores, config.candidates, slot_weights, ranker)
 
 
 def ranker_of(config: TrainConfig, world: World) -> RankerFile | None:

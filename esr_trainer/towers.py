@@ -55,7 +55,7 @@ class Tower(nn.Module):
             table = self.weights()[ID]
             return (table if rows is None else table.index_select(0, rows)).view(-1, *self.shape[1:])
         if rows is None:
-            rows = torch.arange(len(self.features.bags[ID]))
+            rows = torch.arange(len(self.features.bags[ID]), device=self.weights()[ID].device)
         pooled: Tensor = self.tables(jagged(self.features, rows)).values()
         return pooled.view(-1, *self.shape).sum(dim=1)
 
@@ -114,7 +114,7 @@ def jagged(features: Features, rows: Tensor) -> KeyedJaggedTensor:
     """The bags of some rows in torchrec's form: values of every feature one after the other, without the padding."""
     values, lengths = [], []
     for bags in features.bags.values():
-        bag = torch.from_numpy(bags)[rows]
+        bag = torch.from_numpy(bags).to(rows.device)[rows]
         present = bag >= 0
         values.append(bag[present])
         lengths.append(present.sum(dim=1))

@@ -99,7 +99,8 @@ class Trainer:
     def draw_contexts(self) -> torch.Tensor:
         """A batch of contexts, uniformly with replacement, (B,); GRPO's come in groups."""
         group = GROUP if self.config.variance_reduction == "grpo" else 1
-        contexts = torch.randint(self.world.num_contexts, (self.config.batch // group,), generator=self.generator)
+        shape, device = (self.config.batch // group,), self.generator.device
+        contexts = torch.randint(self.world.num_contexts, shape, generator=self.generator, device=device)
         return contexts[:, None].expand(-1, group).flatten()
 
     def weighted_log_prob(
@@ -272,11 +273,11 @@ def build_optimizer(
 
 def new_trainer(config: TrainConfig, world: World, system: System, contexts: Features, items: Features) -> Trainer:
     """A run at its first step: tables drawn from the seed, nothing valued yet."""
-    generator = torch.Generator().manual_seed(config.seed)
-    policy = build_policy(config, contexts, items)
+    generator = torch.Generator(config.device).manual_seed(config.seed)
+    policy = build_policy(config, contexts, items).to(config.device)
     policy.initialise(config.init_std, generator)
     optimizer = build_optimizer(config, world, system, policy)
-    baseline = ContextBaseline.new(world.num_contexts, config.slate)
+    baseline = ContextBaseline.new(world.num_contexts, config.slate, world.device)
     return Trainer(config, world, system, policy, optimizer, generator, baseline, 0, {})
 
 
@@ -298,14 +299,14 @@ def resume(config: TrainConfig, world: World, checkpoint: Checkpoint) -> Trainer
     description = checkpoint.description
     if description.step > config.steps:
         raise UsageError(f"steps ({config.steps}): the run has already done {description.step}")
-    policy = checkpoint.policy()
+    policy = checkpoint.policy().to(config.device)
     system = system_of(config, world, checkpoint.ranker())
     optimizer = build_optimizer(config, world, system, policy)
     load_optimizer_state(optimizer, policy, checkpoint.optimizer_state())
-    generator = torch.Generator()
+    generator = torch.Generator(config.device)
     state = checkpoint.state()
     generator.set_state(state["generator"])
-    baseline = ContextBaseline(state["baseline_mean"], state["baseline_visits"])
+    baseline = ContextBaseline(*(state[name].to(config.device) for name in ("baseline_mean", "baseline_visits")))
     step, metrics = description.step, dict(description.metrics)
     return Trainer(config, world, system, policy, optimizer, generator, baseline, step, metrics, valued_step=step)
 
@@ -334,9 +335,15 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, World, RankerFile | None]:
     Raises:
         UsageError: the settings do not fit the world, or a file cannot be read.
     """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device (cuda): this machine, or this build of torch, has none")
     for path in (config.context_features, config.item_features):
         if path is not None and not path.is_file():
             raise UsageError(f"features ({path}) is not a file")
+        if path is not None and config.device != "cpu":
+            raise UsageError(f"features ({path}) are looked up on the cpu alone: leave --device {config.device} out")
+    if config.device != "cpu" and (config.lsr == "learned" or isinstance(config.lsr, Path)):
+        raise UsageError(f"lsr ({config.lsr}) ranks on the cpu alone: leave --device {config.device} out")
     given = read_ranker(config.lsr) if isinstance(config.lsr, Path) else None
     world = open_world(config.environment, config.data, config.world_seed, config.contexts, config.items)
     if config.candidates > world.num_items:
@@ -346,7 +353,8 @@ def settle(config: TrainConfig) -> tuple[TrainConfig, World, RankerFile | None]:
         for name in ("data", "context_features", "item_features", "lsr")
         if isinstance(path := getattr(config, name), Path)
     }
-    return config.model_copy(update={"environment": world.environment, **paths}), world, given
+    config = config.model_copy(update={"environment": world.environment, **paths})
+    return config, world.to(config.device), given
 
 
 def take_up(

@@ -28,9 +28,9 @@ class ContextBaseline:
     """(C, 1)."""
 
     @classmethod
-    def new(cls, num_contexts: int, num_slots: int) -> "ContextBaseline":
+    def new(cls, num_contexts: int, num_slots: int, device: torch.device | None = None) -> "ContextBaseline":
         """A baseline of 0 everywhere."""
-        return cls(torch.zeros(num_contexts, num_slots), torch.zeros(num_contexts, 1))
+        return cls(*(torch.zeros(num_contexts, width, device=device) for width in (num_slots, 1)))
 
     def tensors(self) -> Mapping[str, Tensor]:
         """What a checkpoint keeps."""
@@ -43,8 +43,8 @@ class ContextBaseline:
         """
         before = self.mean[contexts]
         visited, position = contexts.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        count = torch.zeros(len(visited), 1).index_add_(0, position, torch.ones(len(contexts), 1))
-        total = torch.zeros(len(visited), reward.shape[1]).index_add_(0, position, reward)
+        count = reward.new_zeros(len(visited), 1).index_add_(0, position, reward.new_ones(len(contexts), 1))
+        total = reward.new_zeros(len(visited), reward.shape[1]).index_add_(0, position, reward)
         visits = (self.visits[visited] + count).clamp(max=MEMORY)
         self.mean[visited] += (total / count - self.mean[visited]) * (count / visits).clamp(max=1)
         self.visits[visited] = visits

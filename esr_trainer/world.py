@@ -77,6 +77,16 @@ class World:
         """N."""
         return len(self.item_ids)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return self.score.device
+
+    def to(self, device: str) -> "World":
+        """The same world with its tensors elsewhere."""
+        tensors = {name: getattr(self, name).to(device) for name in ("score", "expected_reward", "reward_std")}
+        return self if self.device.type == device else replace(self, **tensors)
+
     def scores(self, contexts: Tensor, items: Tensor) -> Tensor:
         """The score of some items: (B,), (B, J) -> (B, J)."""
         return self.score[contexts[:, None], items]
@@ -87,7 +97,7 @@ class World:
 
     def draw_rewards(self, contexts: Tensor, items: Tensor, generator: torch.Generator) -> Tensor:
         """Show the items, one independent draw each: (B,), (B, J) -> (B, J)."""
-        noise = torch.randn(items.shape, generator=generator)
+        noise = torch.randn(items.shape, generator=generator, device=items.device)
         return self.expected_rewards(contexts, items) + self.reward_std[contexts[:, None], items] * noise
 
     def subset(self, contexts: Tensor, items: Tensor) -> "World":

@@ -82,7 +82,7 @@ def compare(
             if (found := setting(checkpoint, name)) != settings[name]:
                 option = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{path} has {name} {found}, {paths[0]} {settings[name]}; choose one with {option}")
-    config = TrainConfig.model_validate({**first.config.model_dump(), **overrides})
+    config = TrainConfig.model_validate({**first.config.model_dump(), **overrides, "device": "cpu"})
     world = open_world(config.environment, data or config.data, config.world_seed, config.contexts, config.items)
     if world.fingerprint != first.description.world_fingerprint:
         raise UsageError(f"data ({data or config.data}) is not what {paths[0]} was trained on; name it with --data")
