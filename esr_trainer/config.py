@@ -11,7 +11,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
-EstimatorName = Literal["top1", "ca", "ca-swr", "ca-poisson", "v-swr", "v"]
+EstimatorName = Literal["top1", "ca", "ca-swr", "ca-poisson", "ca-heads", "v-swr", "v"]
 EnvironmentName = Literal["kuairec", "synthetic"]
 LateStageRankerName = Literal["optimal", "noisy", "uniform", "anti", "learned"]
 SlotWeightsName = Literal["sum", "mean", "dcg"]
@@ -62,8 +62,9 @@ class TrainConfig(Options):
 
     estimator: EstimatorName = "top1"
     """Log-probability that the reward's gradient follows: the shown item's chance to be a candidate (`top1`, `ca-swr`:
-    as if drawn with replacement; `ca`: others greedy; `ca-poisson`: in closed form), or the drawn candidates' (`v-swr`:
-    as if with replacement; `v`: exact)."""
+    as if drawn with replacement; `ca`: others greedy; `ca-poisson`: in closed form; `ca-heads`: in closed form, draw by
+    draw, where each expert owns at most 4 positions), or the drawn candidates' (`v-swr`: as if with replacement; `v`:
+    exact)."""
     preset: PresetName = "default"
     """`default` learns fastest; `paper` is arXiv:2605.26385's: tables from N(0, 1), Adagrad, its learning rates, M = 1,
     K = 10. An option that is given wins over either."""
