@@ -148,7 +148,7 @@ def ca_heads(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
     if not has_closed_form(logits.shape[2], num_candidates, logits.shape[1]):
         return ca_poisson(logits, slate, candidates)
     done, is_sound = races(logits, num_candidates)
-    log_prob = log_inclusion(logits, slate, done).to(logits.dtype)
+    log_prob = log_inclusion(done, slate).to(logits.dtype)
     return log_prob if is_sound.all() else log_prob.where(is_sound[:, None], ca_poisson(logits, slate, candidates))
 
 

@@ -50,12 +50,10 @@ OVERDRAWN = -1e-4
 class Race(NamedTuple):
     """What one expert's draws did."""
 
-    offset: Tensor
-    """The logit that is weight 1, (B, 1)."""
-    weights: Tensor
-    """w, (B, N)."""
+    lead: Tensor
+    """Logits less the expert's largest, (B, N)."""
     gain: Tensor
-    """Sum over the expert's draws of d / w, (B, N): it is right even where w underflows."""
+    """Sum over the expert's draws of d / w, w = e^lead, (B, N): it is right even where w underflows."""
 
 
 class State(NamedTuple):
@@ -63,6 +61,8 @@ class State(NamedTuple):
 
     left: Tensor
     """u, (B, N)."""
+    taken: Tensor
+    """1 - u before this expert, (B, N): kept apart, since the smaller of the two is lost in the larger."""
     heads: Tensor
     """Items, (B, J)."""
     chances: Tensor
@@ -76,7 +76,7 @@ def has_closed_form(num_items: int, num_candidates: int, num_experts: int) -> bo
 
 
 def races(logits: Tensor, num_candidates: int) -> tuple[list[Race], Tensor]:
-    """Draw after draw, expert after expert: pi(a) = sum_m e^(f^m(a) - offset_m) gain_m(a).
+    """Draw after draw, expert after expert: pi(a) = sum_m e^lead_m(a) gain_m(a).
 
     Args:
         logits: (B, M, N), finite, with N and K that have the closed form.
@@ -94,24 +94,26 @@ def races(logits: Tensor, num_candidates: int) -> tuple[list[Race], Tensor]:
     chances = logits.new_zeros((batch, 1 << num_heads), dtype=torch.float64)
     chances[:, 0] = 1.0
     heads = torch.arange(num_heads, device=logits.device).expand(batch, -1)  # all left: as good as any
-    state, done = State(torch.ones_like(logits[:, 0]), heads, chances), []
-    is_sound = width < WIDEST
-    for expert, size in enumerate(quota for quota in quotas(num_candidates, num_experts) if quota):
-        offset = logits[:, expert].detach().amax(dim=1, keepdim=True)
-        weights = (logits[:, expert] - offset).exp()
-        gain, state = draws(weights, choose_heads(weights, state, done), size)
+    state = State(torch.ones_like(logits[:, 0]), torch.zeros_like(logits[:, 0]), heads, chances)
+    done, is_sound = [], width < WIDEST
+    for rates, size in zip(logits.unbind(1), quotas(num_candidates, num_experts), strict=True):
+        if not size:
+            break
+        lead = rates - rates.detach().amax(dim=1, keepdim=True)
+        weights = lead.exp()
+        gain, state = draws(weights, choose_heads(weights, state) if done else first_heads(weights, state), size)
         is_sound &= state.left.detach().amin(dim=1) > OVERDRAWN
-        state = state._replace(left=state.left.clamp(min=0.0))
-        done.append(Race(offset, weights, gain))
+        state = state._replace(left=state.left.clamp(min=0.0), taken=torch.addcmul(state.taken, weights, gain))
+        done.append(Race(lead, gain))
     return done, is_sound
 
 
-def log_inclusion(logits: Tensor, items: Tensor, done: list[Race]) -> Tensor:
-    """log pi of some items: (B, M, N), (B, J) -> (B, J), float64, none above 0."""
+def log_inclusion(done: list[Race], items: Tensor) -> Tensor:
+    """log pi of some items: (B, L) -> (B, L), float64, none above 0."""
     parts = []
-    for expert, race in enumerate(done):
-        lead = logits[:, expert].gather(1, items).double() - race.offset
-        parts.append(lead + race.gain.gather(1, items).double().clamp(min=1e-300).log())
+    for lead, gain in done:  # an item that is surely gone gains nothing more
+        log_gain = gain.gather(1, items).double().clamp(min=1e-300).log()
+        parts.append(lead.gather(1, items).double() + log_gain)
     result = parts[0] if len(parts) == 1 else torch.stack(parts, dim=1).logsumexp(dim=1)
     return result.clamp(max=0.0)
 
@@ -127,7 +129,7 @@ def draws(weights: Tensor, state: State, size: int) -> tuple[Tensor, State]:
     Returns:
         The sum over the draws of d / w, (B, N), and what is left.
     """
-    left, heads, chances = state
+    left, taken, heads, chances = state
     sets, slots = (torch.arange(length, device=heads.device) for length in (chances.shape[1], heads.shape[1]))
     here = 1 - (sets[:, None] >> slots & 1).double()  # (S, J)
     heavy = weights.gather(1, heads).double()
@@ -143,37 +145,37 @@ def draws(weights: Tensor, state: State, size: int) -> tuple[Tensor, State]:
         gain, head_gain = gain + draw, head_gain + pace @ here
         chances = pace * rest + _HeadDraw.apply(pace, heavy)  # type: ignore[no-untyped-call]
     gain = gain.scatter(1, heads, head_gain.to(gain.dtype))
-    return gain, State(left.scatter(1, heads, (chances @ here).to(left.dtype)), heads, chances)
+    return gain, State(left.scatter(1, heads, (chances @ here).to(left.dtype)), taken, heads, chances)
 
 
-def choose_heads(weights: Tensor, state: State, done: list[Race]) -> State:
+def first_heads(weights: Tensor, state: State) -> State:
+    """Before the first draw nothing is gone, whatever the heads: w (B, N)."""
+    return state._replace(heads=weights.detach().topk(state.heads.shape[1], dim=1).indices)
+
+
+def choose_heads(weights: Tensor, state: State) -> State:
     """The items with the largest expected weight, and the chances of the sets of them that are gone.
 
     Args:
         weights: w of the next expert, (B, N).
         state: what it finds.
-        done: the races before.
 
     Returns:
         The state with new heads, where those that stay keep their slot.
     """
-    left, heads, chances = state
+    left, taken, heads, chances = state
     best = (weights.detach() * left.detach()).topk(heads.shape[1], dim=1).indices
-    if not done:
-        return State(left, best, chances)
     same = heads[:, :, None] == best[:, None, :]
     stays, enters = same.any(dim=2), ~same.any(dim=1)
     to = (~stays[:, :, None] & enters[:, None, :]) & ((~stays).cumsum(1)[:, :, None] == enters.cumsum(1)[:, None, :])
     heads = torch.where(stays, heads, (to * best[:, None, :]).sum(dim=2))
-    # not 1 - left: the smaller of the two would be lost in the larger
-    taken = sum(race.weights.gather(1, heads).double() * race.gain.gather(1, heads) for race in done)
-    odds = torch.stack([left.gather(1, heads).double(), torch.as_tensor(taken)], dim=2)
+    odds = torch.stack([left.gather(1, heads), taken.gather(1, heads)], dim=2).double()
     for slot in range(heads.shape[1]):
         if not stays[:, slot].all():
             old = chances.unflatten(1, (-1, 2, 1 << slot))
             new = old.sum(dim=2, keepdim=True) * odds[:, slot, None, :, None]
             chances = torch.where(stays[:, slot, None, None, None], old, new).flatten(1)
-    return State(left, heads, chances)
+    return State(left, taken, heads, chances)
 
 
 class _DustDraw(torch.autograd.Function):
