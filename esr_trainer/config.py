@@ -22,8 +22,8 @@ PresetName = Literal["default", "paper"]
 V_FAMILY = ("v", "v-swr")
 """Estimators that follow the probability of the drawn candidates; the others follow an item's inclusion probability."""
 
-SUMS_TO_K = "ca-poisson"
-"""The estimator whose probabilities sum to K, so that its score function over all candidates has mean zero."""
+SUMS_TO_K = ("ca-poisson", "ca-heads")
+"""Estimators whose probabilities sum to K, so that their score function over all candidates has mean zero."""
 
 RANDOM_ORDERS = ("noisy", "uniform")
 """Late-stage rankers that draw their order; the others, learned and brought ones too, show a fixed one."""
@@ -50,7 +50,7 @@ def misuse(variance_reduction: str, estimator: str, lsr: str | Path, batch: int)
         return f"(baseline) is for v and v-swr: {estimator} follows its objective only with rewards above 0"
     if variance_reduction == "control-variate" and estimator in V_FAMILY:
         return f"(control-variate) does nothing for {estimator}, whose log-probability is the same for every candidate"
-    if variance_reduction == "control-variate" and lsr not in RANDOM_ORDERS and estimator != SUMS_TO_K:
+    if variance_reduction == "control-variate" and lsr not in RANDOM_ORDERS and estimator not in SUMS_TO_K:
         return f"(control-variate) vanishes for lsr {lsr}, which shows a fixed order"
     if variance_reduction == "grpo" and batch % GROUP:
         return f"(grpo) takes {GROUP} slates per context: batch ({batch}) must be a multiple"

@@ -95,7 +95,8 @@ def races(logits: Tensor, num_candidates: int) -> tuple[list[Race], Tensor]:
     chances[:, 0] = 1.0
     heads = torch.arange(num_heads, device=logits.device).expand(batch, -1)  # all left: as good as any
     state = State(torch.ones_like(logits[:, 0]), torch.zeros_like(logits[:, 0]), heads, chances)
-    done, is_sound = [], width < WIDEST
+    done: list[Race] = []
+    is_sound = width < WIDEST
     for rates, size in zip(logits.unbind(1), quotas(num_candidates, num_experts), strict=True):
         if not size:
             break
@@ -172,10 +173,15 @@ def choose_heads(weights: Tensor, state: State) -> State:
     odds = torch.stack([left.gather(1, heads), taken.gather(1, heads)], dim=2).double()
     for slot in range(heads.shape[1]):
         if not stays[:, slot].all():
-            old = chances.unflatten(1, (-1, 2, 1 << slot))
+            old = by_bit(chances, slot)
             new = old.sum(dim=2, keepdim=True) * odds[:, slot, None, :, None]
             chances = torch.where(stays[:, slot, None, None, None], old, new).flatten(1)
     return State(left, taken, heads, chances)
+
+
+def by_bit(chances: Tensor, slot: int) -> Tensor:
+    """(B, S) -> (B, S / 2^(slot + 1), 2, 2^slot), a view: axis 2 says whether head `slot` is gone."""
+    return chances.reshape(len(chances), -1, 2, 1 << slot)
 
 
 class _DustDraw(torch.autograd.Function):
@@ -218,7 +224,7 @@ class _HeadDraw(torch.autograd.Function):
         ctx.save_for_backward(pace, heavy)
         result = torch.zeros_like(pace)
         for slot, weight in enumerate(heavy.T):
-            before, after = (values.unflatten(1, (-1, 2, 1 << slot)) for values in (pace, result))
+            before, after = by_bit(pace, slot), by_bit(result, slot)
             after[:, :, 1].addcmul_(before[:, :, 0], weight[:, None, None])
         return result
 
@@ -227,8 +233,7 @@ class _HeadDraw(torch.autograd.Function):
         pace, heavy = ctx.saved_tensors
         by_pace, by_heavy = torch.zeros_like(pace), torch.empty_like(heavy)
         for slot, weight in enumerate(heavy.T):
-            shape = (-1, 2, 1 << slot)
-            before, by_before, after = (values.unflatten(1, shape) for values in (pace, by_pace, gradients[0]))
+            before, by_before, after = (by_bit(values, slot) for values in (pace, by_pace, gradients[0]))
             by_before[:, :, 0].addcmul_(after[:, :, 1], weight[:, None, None])
             by_heavy[:, slot] = (before[:, :, 0] * after[:, :, 1]).sum(dim=(1, 2))
         return by_pace, by_heavy

@@ -93,6 +93,12 @@ def test_inclusion_probabilities_sum_to_k(num_experts: int, num_candidates: int,
     torch.testing.assert_close(total, torch.full_like(total, num_candidates), rtol=1e-6, atol=0)
 
 
+def test_the_score_over_all_candidates_has_mean_zero() -> None:
+    logits = normal(2, 3, 40, seed=3, scale=3.0).requires_grad_()
+    (gradient,) = torch.autograd.grad(log_pi(logits, 7).exp().sum(), logits)
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)
+
+
 def test_float32_is_close_to_float64() -> None:
     logits = normal(8, 3, 1000, seed=4, scale=5.0).float()
     torch.testing.assert_close(log_pi(logits, 9).double(), log_pi(logits.double(), 9), rtol=0, atol=2e-5)
