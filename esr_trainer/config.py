@@ -11,7 +11,7 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
-EstimatorName = Literal["top1", "ca", "ca-swr", "ca-poisson", "v-swr", "v"]
+EstimatorName = Literal["top1", "ca", "ca-swr", "ca-poisson", "ca-heads", "v-swr", "v"]
 EnvironmentName = Literal["kuairec", "synthetic", "interactions"]
 LateStageRankerName = Literal["optimal", "noisy", "uniform", "anti", "learned"]
 SlotWeightsName = Literal["sum", "mean", "dcg"]
@@ -25,8 +25,8 @@ Resume = Literal["auto", "never"] | Path
 V_FAMILY = ("v", "v-swr")
 """Estimators that follow the probability of the drawn candidates; the others follow an item's inclusion probability."""
 
-SUMS_TO_K = "ca-poisson"
-"""The estimator whose probabilities sum to K, so that its score function over all candidates has mean zero."""
+SUMS_TO_K = ("ca-poisson", "ca-heads")
+"""Estimators whose probabilities sum to K, so that their score function over all candidates has mean zero."""
 
 RANDOM_ORDERS = ("noisy", "uniform")
 """Late-stage rankers that draw their order; the others, learned and brought ones too, show a fixed one."""
@@ -66,7 +66,7 @@ def misuse(variance_reduction: str, estimator: str, lsr: str | Path, batch: int)
         return f"(baseline) is for v and v-swr: {estimator} follows its objective only with rewards above 0"
     if variance_reduction == "control-variate" and estimator in V_FAMILY:
         return f"(control-variate) does nothing for {estimator}, whose log-probability is the same for every candidate"
-    if variance_reduction == "control-variate" and lsr not in RANDOM_ORDERS and estimator != SUMS_TO_K:
+    if variance_reduction == "control-variate" and lsr not in RANDOM_ORDERS and estimator not in SUMS_TO_K:
         return f"(control-variate) vanishes for lsr {lsr}, which shows a fixed order"
     if variance_reduction == "grpo" and batch % GROUP:
         return f"(grpo) takes {GROUP} slates per context: batch ({batch}) must be a multiple"
@@ -78,8 +78,9 @@ class TrainConfig(Options):
 
     estimator: EstimatorName = "top1"
     """Log-probability that the reward's gradient follows: the shown item's chance to be a candidate (`top1`, `ca-swr`:
-    as if drawn with replacement; `ca`: others greedy; `ca-poisson`: in closed form), or the drawn candidates' (`v-swr`:
-    as if with replacement; `v`: exact)."""
+    as if drawn with replacement; `ca`: others greedy; `ca-poisson`: in closed form; `ca-heads`: in closed form, draw by
+    draw, where each expert owns at most 4 positions), or the drawn candidates' (`v-swr`: as if with replacement; `v`:
+    exact)."""
     preset: PresetName = "default"
     """`default` learns fastest; `paper` is arXiv:2605.26385's: tables from N(0, 1), Adagrad, its learning rates, M = 1,
     K = 10. An option that is given wins over either."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from esr_trainer.head_inclusion import has_closed_form, log_inclusion, races
 from esr_trainer.inclusion import log_stopping_times
 from esr_trainer.normalisers import gather_items, log_softmax_of, taken_and_left
 from esr_trainer.policy import expert_of_position, quotas
@@ -129,6 +130,29 @@ def ca_poisson(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
     return log_arrival_probability(exposure.logsumexp(dim=1)).to(logits.dtype)
 
 
+def ca_heads(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
+    """CA-PG draw by draw: the item's inclusion probability, the few heaviest items followed exactly.
+
+    log pi(a) = log sum of d(a) over all draws, see `esr_trainer.head_inclusion`; exact for one draw per expert and one
+    expert, where it is log softmax. Quotas above 4, or items that hardly outnumber the positions, are left to
+    `ca-poisson`, and so is a context whose logits the draws cannot follow.
+
+    Args:
+        logits: (B, M, N).
+        slate: (B, L), items.
+        candidates: (B, K); only its number of positions is used.
+
+    Returns:
+        (B, L).
+    """
+    num_candidates = candidates.shape[1]
+    if not has_closed_form(logits.shape[2], num_candidates, logits.shape[1]):
+        return ca_poisson(logits, slate, candidates)
+    done, is_sound = races(logits, num_candidates)
+    log_prob = log_inclusion(done, slate).to(logits.dtype)
+    return log_prob if is_sound.all() else log_prob.where(is_sound[:, None], ca_poisson(logits, slate, candidates))
+
+
 def one_expert_normalisers(logits: Tensor, slate: Tensor, num_candidates: int) -> Tensor:
     """W_k of `ca` for one expert: what is left at each position without the slot's item, in log space.
 
@@ -201,4 +225,5 @@ ESTIMATORS: Mapping[str, Estimator] = {
     "ca-swr": ca_swr,
     "top1": ca_swr,
     "ca-poisson": ca_poisson,
+    "ca-heads": ca_heads,
 }

@@ -91,11 +91,11 @@ def polish(rates: Tensor, exposure: Tensor | None, times: Tensor, taken: int, si
         before = None if before is None else before[keep]
     if flat.any():
         before = None if exposure is None else exposure[flat]
-        solution[flat] = solve_flat(rates[flat], before, solution[flat], taken, size)
+        solution[flat] = solve_flat(rates[flat], before, taken, size)
     return solution
 
 
-def solve_flat(rates: Tensor, exposure: Tensor | None, times: Tensor, taken: int, size: int) -> Tensor:
+def solve_flat(rates: Tensor, exposure: Tensor | None, taken: int, size: int) -> Tensor:
     """log tau where plain sums cannot tell it: balance those that are in but left against those that are out but came.
 
     With T the `size` items that most probably arrive, sum_a p(a) = |T| says sum_T (1 - p) = sum_{not T} p: small terms
@@ -107,7 +107,6 @@ def solve_flat(rates: Tensor, exposure: Tensor | None, times: Tensor, taken: int
     Args:
         rates: (B, N) float64.
         exposure: Z before this race, (B, N), or None.
-        times: a first guess, (B,).
         taken: expected arrivals before this race.
         size: expected arrivals in this race.
 
@@ -120,32 +119,32 @@ def solve_flat(rates: Tensor, exposure: Tensor | None, times: Tensor, taken: int
         return log_arrival_probability(log_exposure), -log_exposure.exp()
 
     if exposure is None:
-        return balance(so_far, rates, times, size)[0]
+        return balance(so_far, rates, size)[0]
 
     def in_this_race(log_z: Tensor) -> tuple[Tensor, Tensor]:
         came = log_arrival_probability(log_z) - exposure
         return came, torch.logaddexp(log_arrival_probability(exposure.log()), -exposure - log_z.exp())
 
-    first, first_left = balance(so_far, rates, times, taken + size)
-    second, second_left = balance(in_this_race, rates, times, size)
+    first, first_left = balance(so_far, rates, taken + size)
+    second, second_left = balance(in_this_race, rates, size)
     return torch.where(first_left < second_left, first, second)
 
 
 def balance(
-    came_and_left: Callable[[Tensor], tuple[Tensor, Tensor]], rates: Tensor, times: Tensor, size: int
+    came_and_left: Callable[[Tensor], tuple[Tensor, Tensor]], rates: Tensor, size: int
 ) -> tuple[Tensor, Tensor]:
     """Bisect log tau until the items behind the first `size` came as much as those in front are left.
 
     Args:
         came_and_left: log z (B, N) -> log p and log(1 - p), (B, N).
         rates: (B, N).
-        times: the middle of the first bracket, (B,).
         size: |T|.
 
     Returns:
         log tau and the logarithm of what balances, (B,) each.
     """
-    low, high = times - 200, times + 200
+    # 1 - e^-z <= z below; above, even z of the last item is so large that its e^-z underflows
+    low, high = -rates.logsumexp(dim=1) - 1e-3, 100 - rates.amin(dim=1)
     for _ in range(64):
         times = (low + high) / 2
         log_came, log_left = came_and_left(rates + times[:, None])

@@ -120,7 +120,7 @@ class Trainer:
                 of_candidates = estimator(logits, round_.candidates, round_.candidates)
                 scores = self.system.scores(contexts, round_.candidates)
                 propensity = self.system.ranker.propensities(scores, round_.positions)
-                if self.config.estimator == SUMS_TO_K:
+                if self.config.estimator in SUMS_TO_K:
                     propensity = propensity - 1 / self.config.candidates
                 return reward * log_prob - control_variate(baseline, log_prob, of_candidates, propensity)
             case _:

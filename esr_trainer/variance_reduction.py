@@ -72,7 +72,7 @@ def control_variate(baseline: Tensor, shown: Tensor, candidates: Tensor, propens
     Given the candidates A (and the slots before), E[e_a - p_LSR] = 0, whatever b(x) is: so the CA family may subtract
     it and keep its objective (DESIGN §4; none of the sources has it).
 
-    Where the probabilities sum to K, as those of `ca-poisson` do, so has sum_c grad log pi(c) over the candidates:
+    Where the probabilities sum to K (`ca-poisson`, `ca-heads`), so has sum_c grad log pi(c) over the candidates:
     E[sum_c grad log pi(c)] = grad sum_a pi(a) = 0. Then `propensity` less 1 / K is as good: no push on the candidates
     alone is left, and under the uniform LSR b becomes a baseline, (r - b) grad log pi(a).
 

@@ -63,6 +63,18 @@ def test_exact_inclusion_probability_by_enumeration_is_close() -> None:
     assert float((pi - exact).abs().sum() / 3) < 0.05
 
 
+@pytest.mark.parametrize("deviation", [300, 1000, 3000])
+def test_one_experts_logits_may_have_any_size(deviation: float) -> None:
+    logits = torch.randn((40, 1, 50), generator=torch.Generator().manual_seed(2), dtype=torch.float64) * deviation
+    logits.requires_grad_()
+    for num_candidates in (1, 2, 4, 49):
+        log_pi = log_inclusion_probabilities(logits, num_candidates)
+        (gradient,) = torch.autograd.grad(log_pi.sum(), logits)
+        expected = torch.full((40,), num_candidates, dtype=torch.float64)
+        torch.testing.assert_close(log_pi.exp().sum(dim=1), expected, rtol=0, atol=1e-7)
+        assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("num_experts", [1, 2, 4])
 @pytest.mark.parametrize("num_candidates", [1, 4, 7])
 def test_gradient_is_the_implicit_functions(num_experts: int, num_candidates: int) -> None:

@@ -15,7 +15,7 @@ SYNTHETIC = ["--environment", "synthetic", "--candidates", "10", "--experts", "1
 
 
 @pytest.mark.parametrize("lsr", ["noisy", "uniform"])
-@pytest.mark.parametrize("name", ["top1", "ca", "ca-poisson"])
+@pytest.mark.parametrize("name", ["top1", "ca", "ca-poisson", "ca-heads"])
 def test_the_control_variates_gradient_has_mean_zero(name: str, lsr: str) -> None:
     """Every slate of two slots that the LSR can draw from given candidates, weighted by its probability."""
     generator = torch.Generator().manual_seed(0)
