@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from esr_trainer import interactions, kuairec, synthetic
+from esr_trainer import kuairec, logged_interactions, synthetic
 from esr_trainer.command_line import UsageError
 from esr_trainer.whole_directory import sha256
 from esr_trainer.world import World, check_size
@@ -89,10 +89,11 @@ def read_world(path: Path, seed: int = 0) -> World:
         header = tuple(head.decode(errors="replace").partition("\n")[0].strip().split(","))
         if set(kuairec.CSV_COLUMNS) <= set(header):
             return kuairec.original_world(path, sha256(path))
-        if head.startswith(b"PAR1") or set(interactions.COLUMNS) & set(header):
-            return interactions.logged_world(path, sha256(path), seed)
+        columns = logged_interactions.COLUMNS
+        if head.startswith(b"PAR1") or set(columns) & set(header):
+            return logged_interactions.logged_world(path, sha256(path), seed)
         raise UsageError(
-            f"data ({path}) is no npz, and no CSV or Parquet file with the columns {', '.join(interactions.COLUMNS)} "
+            f"data ({path}) is no npz, and no CSV or Parquet file with the columns {', '.join(columns)} "
             f"or {', '.join(kuairec.CSV_COLUMNS)}"
         )
     try:

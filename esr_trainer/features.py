@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from esr_trainer.command_line import UsageError, note
-from esr_trainer.tables import read_table
+from esr_trainer.table_files import read_table
 
 ID = "id"
 """The feature that every row has."""

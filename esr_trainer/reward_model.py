@@ -1,6 +1,6 @@
 """A reward model: the expected reward of an item in a context, fitted to shown interactions by regression.
 
-It stands in for users (interactions.py) and ranks like them (learned_ranker.py).
+It stands in for users (logged_interactions.py) and ranks like them (learned_ranker.py).
 Axes: R interactions, C contexts, N items, B batch, K items per context, D embedding dimension.
 """
 

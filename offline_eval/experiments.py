@@ -171,12 +171,13 @@ def premise(plan: Plan) -> list[Cell]:
     """Proxies on the same number of interactions, at several learning rates, beside policy gradient."""
     from offline_eval.proxies import LEARNERS
 
-    rates = (0.03, 0.01, 0.003)
-    cells = plan.cells(*(plan.config(estimator=name) for name in ("top1", "ca-poisson")))
-    cells += plan.cells(plan.config(estimator="v", variance_reduction="baseline"))
+    rates, steps = (0.03, 0.01), plan.budget.steps * 2 // 5
+    cells = plan.cells(*(plan.config(estimator=name, steps=steps) for name in ("top1", "ca-poisson")))
+    cells += plan.cells(plan.config(estimator="v", variance_reduction="baseline", steps=steps))
     for learner in LEARNERS:
         tried = rates[:1] if learner.startswith("popularity") else rates
-        cells += plan.cells(*(plan.config(estimator="ca-poisson", learning_rate=r) for r in tried), learner=learner)
+        configs = [plan.config(estimator="ca-poisson", learning_rate=rate, steps=steps) for rate in tried]
+        cells += plan.cells(*configs, learner=learner)
     return cells
 
 
@@ -191,6 +192,7 @@ def held_out(plan: Plan) -> list[Cell]:
         estimator="ca-poisson",
         candidates=50,
         steps=plan.budget.steps // 5,
+        learning_rate=0.03,
         context_features=plan.shared / USER_FEATURES,
         item_features=plan.shared / ITEM_CATEGORIES,
     )

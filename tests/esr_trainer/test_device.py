@@ -15,7 +15,8 @@ from esr_trainer.environments import open_world
 from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.learning_rate import greedy_propensity
 from esr_trainer.policy_value import optimal_value, popularity_value, uniform_value
-from esr_trainer.training import greedy_values, prepare, system_of, take_step
+from esr_trainer.system import system_of
+from esr_trainer.training import greedy_values, prepare, take_step
 from offline_eval.compare import compare
 
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
@@ -33,8 +34,9 @@ def test_a_run_learns_resumes_and_is_opened_without_its_device(device: str, esti
     metrics = checkpoint.description.metrics
     assert metrics["policy_value"] > metrics["initial_policy_value"]
     assert metrics["policy_value"] == pytest.approx(Checkpoint(whole).description.metrics["policy_value"], abs=1e-2)
-    system = system_of(checkpoint.config.model_copy(update={"device": "cpu"}))
-    value = greedy_values(open_world("synthetic", None, 0), system, checkpoint.policy()).mean()
+    world = open_world("synthetic", None, 0)
+    system = system_of(checkpoint.config.model_copy(update={"device": "cpu"}), world)
+    value = greedy_values(world, system, checkpoint.policy()).mean()
     assert float(value) == pytest.approx(metrics["policy_value"], abs=1e-3)
     assert compare([halves], None).judged[1].policy_value.mean == pytest.approx(float(value), abs=1e-5)
 

@@ -49,7 +49,8 @@ def same_checkpoint(one: Path, other: Path) -> None:
 @pytest.mark.parametrize("estimator", sorted(ESTIMATORS))
 def test_every_estimator_learns(estimator: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # One popular list is worth about 5.5 here, random candidates about 5.0.
-    run(tmp_path / "run", "--estimator", estimator, "--steps", "200", "--learning-rate", "0.03", "--json")
+    options = ["--estimator", estimator, "--steps", "200", "--learning-rate", "0.03", "--entropy", "0", "--json"]
+    run(tmp_path / "run", *options)
     result = last_json(capsys.readouterr().out)
     assert result["policy_value"] > result["initial_policy_value"] + 0.1
     assert result["steps"] == 200

@@ -14,7 +14,7 @@ from torch import Tensor
 from esr_trainer import reward_model
 from esr_trainer.command_line import UsageError
 from esr_trainer.reward_model import Interactions
-from esr_trainer.tables import read_table
+from esr_trainer.table_files import read_table
 from esr_trainer.world import World, check_size
 
 COLUMNS = ("context_id", "item_id", "reward")

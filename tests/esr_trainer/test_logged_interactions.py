@@ -11,7 +11,7 @@ from esr_trainer.checkpoint import Checkpoint
 from esr_trainer.command_line import UsageError, main
 from esr_trainer.environments import open_world, read_world
 from esr_trainer.features import read_features
-from esr_trainer.interactions import weights_of
+from esr_trainer.logged_interactions import weights_of
 from esr_trainer.policy_value import popularity_value, replay
 from esr_trainer.system import system_of
 from esr_trainer.training import greedy_values
