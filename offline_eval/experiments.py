@@ -145,26 +145,24 @@ VARIATIONS: Sequence[Mapping[str, Any]] = (
     {"lsr": "noisy"},
     {"lsr": "uniform"},
     {"lsr": "anti"},
-    {"data": KUAIREC, "candidates": 50},
-    {"data": KUAIREC, "candidates": 200},
+    {"data": KUAIREC, "candidates": 100},
 )
 """What `where` changes, one at a time, from K = 10, L = 1, M = 1 and the optimal LSR on the synthetic world."""
 
 
 def where(plan: Plan) -> list[Cell]:
     """The CA family over K, M, L, LSR and world, at the default preset."""
-    steps = plan.budget.steps * 2 // 5
+    steps = plan.budget.steps // 5
     names = ("top1", "ca", "ca-poisson")
     return plan.cells(*(plan.config(estimator=n, **{"steps": steps, **v}) for v in VARIATIONS for n in names))
 
 
 def uniform_lsr(plan: Plan) -> list[Cell]:
     """Under the uniform LSR: with and without the control variate and the entropy bonus."""
-    steps = plan.budget.steps * 2
     ways: list[dict[str, Any]] = [{"entropy": 0.0}]
     ways += [{"variance_reduction": "control-variate", "entropy": weight} for weight in (0.0, 0.03, 0.1)]
     names = ("top1", "ca-poisson")
-    return plan.cells(*(plan.config(estimator=n, lsr="uniform", steps=steps, **way) for n in names for way in ways))
+    return plan.cells(*(plan.config(estimator=n, lsr="uniform", **way) for n in names for way in ways))
 
 
 def premise(plan: Plan) -> list[Cell]:
@@ -191,7 +189,7 @@ def held_out(plan: Plan) -> list[Cell]:
         KUAIREC,
         estimator="ca-poisson",
         candidates=50,
-        steps=plan.budget.steps // 5,
+        steps=plan.budget.steps // 10,
         learning_rate=0.03,
         context_features=plan.shared / USER_FEATURES,
         item_features=plan.shared / ITEM_CATEGORIES,
