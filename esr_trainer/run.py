@@ -24,18 +24,21 @@ class Journal:
         if trainer.step and not checkpoints(run):  # from another run's state: this one can go on from here by itself
             trainer.save(run)
         self.metrics = MetricsLog(run, trainer.step)
-        self.is_over = trainer.step >= trainer.config.steps
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last step is done, or patience has run out."""
+        config = self.trainer.config
+        ran_out = config.patience and self.trainer.metrics["evaluations_since_best"] >= config.patience
+        return bool(ran_out) or self.trainer.step >= config.steps
 
     def after_step(self, report: Report) -> None:
         """Evaluate and save where it is due; end after the last step, or where patience does."""
-        trainer, config = self.trainer, self.trainer.config
-        evaluated = trainer.evaluation_is_due
-        if evaluated:
+        trainer = self.trainer
+        if trainer.evaluation_is_due:
             trainer.evaluate()
             self.metrics.write(trainer.step, trainer.metrics)
         report(trainer)
-        ran_out = evaluated and config.patience and trainer.metrics["evaluations_since_best"] >= config.patience
-        self.is_over = bool(ran_out) or trainer.step >= config.steps
         if self.is_over:
             self.close()
         elif trainer.saving_is_due:

@@ -3,9 +3,9 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from pydantic_settings import CliApp, CliPositionalArg, CliSubCommand
 from rich.table import Table
 
@@ -195,6 +195,44 @@ class Reproduce(Command):
         return {"results": str(path), "rows": [row.as_json() for row in rows]}
 
 
+class Inclusion(Command):
+    """Compare the inclusion probabilities of the CA family with draws, for small and large quotas and sharp logits.
+
+    Prints the relative error sum_a |pi(a) - pi of the draws| / K; writes inclusion.json.
+    """
+
+    draws: Annotated[int, Field(ge=500)] = 20_000
+    """Candidate sets per row, in whole chunks of 500."""
+    items: PositiveInt = 1000
+    """N."""
+    out: Path = Path("offline_eval/results")
+    """Directory of the result."""
+
+    def run(self) -> Mapping[str, Any]:
+        """Draw, print, write."""
+        import json
+
+        from rich.console import Console
+        from rich.progress import track
+
+        from offline_eval.inclusion_error import EXPERTS, NAMES, QUOTAS, TEMPERATURES, inclusion_errors
+        from offline_eval.provenance import provenance
+
+        count = len(TEMPERATURES) * len(EXPERTS) * len(QUOTAS)
+        rows = list(track(inclusion_errors(self.items, self.draws), "drawing", count, console=Console(stderr=True)))
+        table = Table("temperature", "M", "K_m", *NAMES, title="error of inclusion probabilities, % of K")
+        for row in rows:
+            errors = [f"{100 * row.errors[name]:.2f}" for name in NAMES]
+            table.add_row(f"{row.temperature:g}", str(row.num_experts), str(row.quota), *errors)
+        show(table)
+        command = f"python -m offline_eval inclusion --draws {self.draws} --items {self.items}"
+        result = {**provenance(command), "rows": [row._asdict() for row in rows]}
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "inclusion.json").write_text(json.dumps(result, indent=1))
+        print(f"written: {self.out / 'inclusion.json'}")
+        return result
+
+
 class OfflineEval(Options):
     """Judge checkpoints of esr_trainer before they go live."""
 
@@ -203,6 +241,9 @@ class OfflineEval(Options):
 
     reproduce: CliSubCommand[Reproduce]
     """Learning experiments over seeds: resumable, with paired differences and curves."""
+
+    inclusion: CliSubCommand[Inclusion]
+    """Error of the inclusion probabilities in closed form, against draws."""
 
     runtime: CliSubCommand[Runtime]
     """Milliseconds of a training step, as a multiple of its floor."""

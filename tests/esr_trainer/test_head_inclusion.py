@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from esr_trainer.estimators import ESTIMATORS
-from esr_trainer.policy import quotas, sample_candidates
+from offline_eval.inclusion_error import drawn_inclusion
 
 
 def normal(*shape: int, seed: int, scale: float = 1.0) -> Tensor:
@@ -20,25 +20,6 @@ def log_pi(logits: Tensor, num_candidates: int, name: str = "ca-heads") -> Tenso
     return ESTIMATORS[name](logits, everything, everything[:, :num_candidates])
 
 
-def by_rao_blackwell(logits: Tensor, num_candidates: int, draws: int, seed: int) -> Tensor:
-    """sum_k E[ chance to be drawn at position k, given what was drawn before ]: (1, M, N) -> (N,).
-
-    Far less noise than counting: nothing of an item's own draw is left to chance.
-    """
-    generator, chunk = torch.Generator().manual_seed(seed), 500
-    total = torch.zeros(logits.shape[2], dtype=torch.float64)
-    sizes = quotas(num_candidates, logits.shape[1])
-    for _ in range(draws // chunk):
-        drawn = iter(sample_candidates(logits.expand(chunk, -1, -1), num_candidates, generator).unbind(1))
-        left = torch.ones((chunk, logits.shape[2]), dtype=torch.float64)
-        for expert, size in enumerate(sizes):
-            weights = (logits[0, expert].double() - logits[0, expert].max()).exp()
-            for _ in range(size):
-                total += weights * ((left @ weights).reciprocal() @ left)
-                left.scatter_(1, next(drawn)[:, None], 0.0)
-    return total / draws
-
-
 def error(name: str, logits: Tensor, num_candidates: int, expected: Tensor) -> float:
     """sum_a |pi - expected| / K."""
     return float((log_pi(logits, num_candidates, name).exp()[0] - expected).abs().sum() / num_candidates)
@@ -49,7 +30,7 @@ SMALL_QUOTAS = [(num_experts, quota * num_experts) for num_experts in (1, 3, 5) 
 
 def errors(num_experts: int, num_candidates: int, draws: int) -> tuple[float, float]:
     logits = normal(1, num_experts, 1000, seed=7, scale=5.0)  # temperature 0.2
-    expected = by_rao_blackwell(logits, num_candidates, draws, seed=8)
+    expected = drawn_inclusion(logits, num_candidates, draws)
     heads, poisson = (error(name, logits, num_candidates, expected) for name in ("ca-heads", "ca-poisson"))
     return heads, poisson
 

@@ -85,6 +85,9 @@ def test_patience_ends_each_seed_where_it_would_alone(tmp_path: Path) -> None:
     assert len(set(steps)) > 1, "the seeds differ in when they end"
     for seed in range(3):
         same_up_to_rounding(together / f"seed-{seed}", run(tmp_path / f"alone-{seed}", *options, "--seed", seed))
+    run(together, *options, "--seeds", "3")
+    again = [Checkpoint(together / f"seed-{seed}").description.step for seed in range(3)]
+    assert again == steps, "what patience ended stays ended"
 
 
 def test_what_is_printed_and_who_can_open_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
