@@ -43,6 +43,21 @@ def taken_and_left(logits: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
     return both
 
 
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of every expert's softmax, H = -sum_a p(a) log p(a): log N when uniform, 0 when one item takes all.
+
+    Its gradient by f(a) is -p(a) (log p(a) + H).
+
+    Args:
+        logits: (B, M, N).
+
+    Returns:
+        (B, M).
+    """
+    found: Tensor = _Entropy.apply(logits)  # type: ignore[no-untyped-call]
+    return found
+
+
 def index_of(logits: Tensor, items: Tensor) -> Tensor:
     """Items as an index into every expert's logits: (B, M, N), (B, J) -> (B, M, J)."""
     return items[:, None].expand(-1, logits.shape[1], -1)
@@ -64,6 +79,23 @@ class _LogSoftmaxOf(torch.autograd.Function):
         (gradient,) = gradients
         everywhere = weights * (-gradient.sum(dim=2, keepdim=True) / total)
         return everywhere.scatter_add_(2, index, gradient), None
+
+
+class _Entropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        lead = logits - logits.amax(dim=2, keepdim=True)
+        weights = lead.exp()
+        total = weights.sum(dim=2)
+        mean = torch.linalg.vecdot(weights, lead) / total
+        ctx.save_for_backward(lead, weights, total, mean)
+        return total.log() - mean
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        lead, weights, total, mean = ctx.saved_tensors
+        (gradient,) = gradients
+        return (lead - mean[:, :, None]).mul_(weights).mul_(-(gradient / total)[:, :, None])
 
 
 class _TakenAndLeft(torch.autograd.Function):

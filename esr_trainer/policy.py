@@ -50,22 +50,6 @@ def greedy_candidates(logits: Tensor, num_candidates: int) -> Tensor:
     return torch.cat(picks, dim=1)
 
 
-def entropy(logits: Tensor) -> Tensor:
-    """Entropy of every expert's softmax, H = -sum_a p(a) log p(a): log N when uniform, 0 when one item takes all.
-
-    Its gradient by f(a) is -p(a) (log p(a) + H).
-
-    Args:
-        logits: (B, M, N).
-
-    Returns:
-        (B, M).
-    """
-    log_softmax = logits.log_softmax(dim=2)
-    mean: Tensor = torch.linalg.vecdot(log_softmax.exp(), log_softmax)
-    return -mean
-
-
 def sample_candidates(logits: Tensor, num_candidates: int, generator: torch.Generator) -> Tensor:
     """Draw ordered candidates from the mixture of Plackett-Luce: greedy on logits + Gumbel noise (Kool et al. 2019).
 

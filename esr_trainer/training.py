@@ -31,7 +31,8 @@ from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.features import Features, id_features, read_features
 from esr_trainer.interaction import Round, interact, side_by_side
 from esr_trainer.learning_rate import learning_rate
-from esr_trainer.policy import entropy, greedy_candidates
+from esr_trainer.normalisers import entropy
+from esr_trainer.policy import greedy_candidates
 from esr_trainer.policy_value import System, optimal_value, popularity_value, replay, uniform_value
 from esr_trainer.ranker_files import RankerFile
 from esr_trainer.system import ranker_of, read_ranker, system_of

@@ -108,9 +108,14 @@ def runtime(
 def trainer_of(
     world: World, estimator: EstimatorName, num_candidates: int, num_slots: int, num_experts: int
 ) -> Trainer:
-    """A run at its first step, not evaluated."""
+    """A run at its first step, not evaluated, without the entropy bonus: the estimators are what is timed."""
     config = TrainConfig(
-        environment="synthetic", estimator=estimator, candidates=num_candidates, slate=num_slots, experts=num_experts
+        environment="synthetic",
+        estimator=estimator,
+        candidates=num_candidates,
+        slate=num_slots,
+        experts=num_experts,
+        entropy=0.0,
     )
     return new_trainer(
         config, world, system_of(config, world), id_features(world.context_ids), id_features(world.item_ids)

@@ -1,7 +1,9 @@
+import math
+
 import pytest
 import torch
 
-from esr_trainer.normalisers import log_softmax_of, taken_and_left
+from esr_trainer.normalisers import entropy, log_softmax_of, taken_and_left
 
 TAKEN = torch.tensor([[3, 0, 6], [1, 2, 5]])
 
@@ -39,3 +41,14 @@ def test_what_is_left_far_below_the_taken_item_keeps_its_share_in_float32() -> N
     assert left[0, 0, 1].item() == pytest.approx(-80 + torch.tensor(4.0).log().item(), abs=1e-5)
     (gradient,) = torch.autograd.grad(left[0, 0, 1], logits)
     torch.testing.assert_close(gradient[0, 0], torch.tensor([0.25, 0.25, 0, 0.25, 0.25]), rtol=0, atol=1e-6)
+
+
+def test_entropy_by_hand_and_its_gradient() -> None:
+    """Uniform over 4: log 4. Weights 1 and 3: log 4 - (3 / 4) log 3. One sure item: 0."""
+    rows = [[0.0] * 4, [0.0, math.log(3), -1000, -1000], [80.0, -80, -80, -80]]
+    logits = torch.tensor(rows, dtype=torch.float64)[:, None].requires_grad_()
+    found = entropy(logits)
+    assert found[:, 0].tolist() == pytest.approx([math.log(4), math.log(4) - 0.75 * math.log(3), 0])
+    probability = logits.softmax(dim=2)
+    expected = -probability * (logits.log_softmax(dim=2) + found[:, :, None])
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), logits)[0], expected)

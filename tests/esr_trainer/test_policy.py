@@ -1,4 +1,3 @@
-import math
 from itertools import permutations
 
 import pytest
@@ -6,7 +5,7 @@ import torch
 from scipy import stats
 
 from esr_trainer.estimators import ESTIMATORS
-from esr_trainer.policy import entropy, expert_of_position, greedy_candidates, gumbel, quotas, sample_candidates
+from esr_trainer.policy import expert_of_position, greedy_candidates, gumbel, quotas, sample_candidates
 
 
 def test_quotas_give_the_first_experts_what_is_left_over() -> None:
@@ -27,17 +26,6 @@ def test_candidates_are_distinct(num_experts: int, num_candidates: int) -> None:
     logits = torch.randn((500, num_experts, 5), generator=generator)
     for candidates in (greedy_candidates(logits, num_candidates), sample_candidates(logits, num_candidates, generator)):
         assert all(len(set(row)) == num_candidates for row in candidates.tolist())
-
-
-def test_entropy_by_hand_and_its_gradient() -> None:
-    """Uniform over 4: log 4. Weights 1 and 3: log 4 - (3 / 4) log 3. One sure item: 0."""
-    rows = [[0.0] * 4, [0.0, math.log(3), -1000, -1000], [80.0, -80, -80, -80]]
-    logits = torch.tensor(rows, dtype=torch.float64)[:, None].requires_grad_()
-    found = entropy(logits)
-    assert found[:, 0].tolist() == pytest.approx([math.log(4), math.log(4) - 0.75 * math.log(3), 0])
-    probability = logits.softmax(dim=2)
-    expected = -probability * (logits.log_softmax(dim=2) + found[:, :, None])
-    torch.testing.assert_close(torch.autograd.grad(found.sum(), logits)[0], expected)
 
 
 @pytest.mark.parametrize("num_experts", [1, 2])
