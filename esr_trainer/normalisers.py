@@ -87,7 +87,7 @@ class _Entropy(torch.autograd.Function):
         lead = logits - logits.amax(dim=2, keepdim=True)
         weights = lead.exp()
         total = weights.sum(dim=2)
-        mean = torch.linalg.vecdot(weights, lead) / total
+        mean: Tensor = torch.linalg.vecdot(weights, lead) / total
         ctx.save_for_backward(lead, weights, total, mean)
         return total.log() - mean
 
