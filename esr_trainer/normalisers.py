@@ -95,7 +95,8 @@ class _Entropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         lead, weights, total, mean = ctx.saved_tensors
         (gradient,) = gradients
-        return (lead - mean[:, :, None]).mul_(weights).mul_(-(gradient / total)[:, :, None])
+        result: Tensor = (lead - mean[:, :, None]).mul_(weights).mul_(-(gradient / total)[:, :, None])
+        return result
 
 
 class _TakenAndLeft(torch.autograd.Function):
