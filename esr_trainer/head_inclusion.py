@@ -43,8 +43,8 @@ WIDE = 50.0
 WIDEST = 340.0
 """Logits of one expert that lie further apart than this do not fit float64 either."""
 
-OVERDRAWN = -1e-4
-"""A chance to be left below this is no rounding: there were too few items left for the dust's law to hold."""
+ROUNDING = 2e-6
+"""By more than this no chance exceeds 1, and no sum K (per position), unless too few items were left for the dust."""
 
 
 class Race(NamedTuple):
@@ -94,19 +94,21 @@ def races(logits: Tensor, num_candidates: int) -> tuple[list[Race], Tensor]:
     chances = logits.new_zeros((batch, 1 << num_heads), dtype=torch.float64)
     chances[:, 0] = 1.0
     heads = torch.arange(num_heads, device=logits.device).expand(batch, -1)  # all left: as good as any
-    state = State(torch.ones_like(logits[:, 0]), torch.zeros_like(logits[:, 0]), heads, chances)
+    none = torch.zeros_like(logits[:, 0])
+    state = State(none + 1, none, heads, chances)
     done: list[Race] = []
-    is_sound = width < WIDEST
     for rates, size in zip(logits.unbind(1), quotas(num_candidates, num_experts), strict=True):
         if not size:
             break
         lead = rates - rates.detach().amax(dim=1, keepdim=True)
         weights = lead.exp()
         gain, state = draws(weights, choose_heads(weights, state) if done else first_heads(weights, state), size)
-        is_sound &= state.left.detach().amin(dim=1) > OVERDRAWN
+        gain = gain.clamp(min=0.0)  # below 0 where a draw took more than was left: the sum tells
         state = state._replace(left=state.left.clamp(min=0.0), taken=torch.addcmul(state.taken, weights, gain))
         done.append(Race(lead, gain))
-    return done, is_sound
+    pi = state.taken.detach().double()
+    has_sum = (pi.sum(dim=1) / num_candidates - 1).abs() < ROUNDING
+    return done, (width < WIDEST) & has_sum & (pi.amax(dim=1) < 1 + ROUNDING)
 
 
 def log_inclusion(done: list[Race], items: Tensor) -> Tensor:
@@ -176,7 +178,7 @@ def choose_heads(weights: Tensor, state: State) -> State:
             old = by_bit(chances, slot)
             new = old.sum(dim=2, keepdim=True) * odds[:, slot, None, :, None]
             chances = torch.where(stays[:, slot, None, None, None], old, new).flatten(1)
-    return State(left, taken, heads, chances)
+    return state._replace(heads=heads, chances=chances)
 
 
 def by_bit(chances: Tensor, slot: int) -> Tensor:

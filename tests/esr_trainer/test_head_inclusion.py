@@ -112,6 +112,12 @@ def test_only_contexts_that_cannot_be_followed_are_ca_poissons() -> None:
     assert found.exp().sum(dim=1).tolist() == [pytest.approx(2, abs=1e-6)] * 3
 
 
+def test_sums_to_k_when_the_dust_runs_out() -> None:
+    logits = (24 * normal(400, 1, 24, seed=11).clamp(-1, 1)).expand(-1, 5, -1)  # all want the same, ties among them
+    total = log_pi(logits, 8).exp().sum(dim=1)
+    torch.testing.assert_close(total, torch.full_like(total, 8), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("lead", [40.0, 100.0, 160.0])
 @pytest.mark.parametrize("num_leaders", [1, 3, 9])
 def test_finite_and_summing_to_k_when_few_items_dominate(lead: float, num_leaders: int) -> None:
