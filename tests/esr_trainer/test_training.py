@@ -275,19 +275,8 @@ def test_effective_items_of_a_uniform_and_of_a_sure_policy() -> None:
 def test_an_entropy_bonus_keeps_more_items_in_play(tmp_path: Path) -> None:
     effective = []
     for entropy in ("0", "10"):
-        options = [
-            "--estimator",
-            "ca-poisson",
-            "--init-std",
-            "1",
-            "--entropy",
-            entropy,
-            "--items",
-            "100",
-            "--contexts",
-            "50",
-        ]
-        out = run(tmp_path / entropy, *options)
+        options = ["--estimator", "ca-poisson", "--init-std", "1", "--entropy", entropy, "--items", "100"]
+        out = run(tmp_path / entropy, *options, "--contexts", "50", "--steps", "100")
         effective.append(Checkpoint(out).description.metrics["effective_items"])
     assert effective[1] > 1.2 * effective[0]
 
