@@ -9,6 +9,7 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
+from google.rpc import status_pb2
 from grpc_tools import protoc
 
 PROTO = Path(__file__).parent
@@ -21,8 +22,9 @@ def generate(target: Path) -> list[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         protos = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
         well_known = files("grpc_tools") / "_proto"
+        rpc_types = Path(status_pb2.__file__).parents[2]  # googleapis-common-protos: google/rpc/status.proto
         outs = [f"--{kind}_out={scratch}" for kind in ("python", "pyi", "grpc_python")]
-        if protoc.main(["protoc", f"-I{PROTO}", f"-I{well_known}", *outs, *protos]):
+        if protoc.main(["protoc", f"-I{PROTO}", f"-I{well_known}", f"-I{rpc_types}", *outs, *protos]):
             raise SystemExit("protoc failed")
         for stub in sorted(Path(scratch).rglob("*.py*")):
             text = stub.read_text().replace("from esr.v1 import", "from serving.wire import")

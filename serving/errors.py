@@ -3,6 +3,10 @@
     ServingError
     ├── InvalidRequestError      INVALID_ARGUMENT, with the field's violation
     ├── UnknownContextError      NOT_FOUND
+    ├── UnsupportedError         FAILED_PRECONDITION: the served model cannot do what is asked
+    ├── OverloadedError          RESOURCE_EXHAUSTED, with retry info: too many queries in flight
+    ├── NotServingError          UNAVAILABLE: loading or draining, or the feedback log cannot be written
+    ├── UnknownVersionError      NOT_FOUND: no such version under the bundle root
     ├── BundleUnusableError      FAILED_PRECONDITION: nothing to serve, or a bundle of another schema
     └── BundleCorruptError       DATA_LOSS: a file is missing, changed or does not fit the others
 
@@ -31,6 +35,26 @@ class UnknownContextError(ServingError):
     """The served model has never seen the context."""
 
 
+class UnsupportedError(ServingError):
+    """The served model cannot do what is asked."""
+
+
+class OverloadedError(ServingError):
+    """Too many queries are in flight; no work was done for this one."""
+
+    def __init__(self, message: str, retry_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
+
+
+class NotServingError(ServingError):
+    """The server is loading or draining, or cannot write its feedback log."""
+
+
+class UnknownVersionError(ServingError):
+    """The bundle root has no such version."""
+
+
 class BundleUnusableError(ServingError):
     """There is no bundle, or it is of a schema that this version does not read."""
 
@@ -42,6 +66,10 @@ class BundleCorruptError(ServingError):
 STATUS: Mapping[type[ServingError], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     UnknownContextError: grpc.StatusCode.NOT_FOUND,
+    UnsupportedError: grpc.StatusCode.FAILED_PRECONDITION,
+    OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    NotServingError: grpc.StatusCode.UNAVAILABLE,
+    UnknownVersionError: grpc.StatusCode.NOT_FOUND,
     BundleUnusableError: grpc.StatusCode.FAILED_PRECONDITION,
     BundleCorruptError: grpc.StatusCode.DATA_LOSS,
 }

@@ -22,19 +22,52 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x65sr/v1/retrieval.proto\x12\x06\x65sr.v1\"=\n\x0fRetrieveRequest\x12\x12\n\ncontext_id\x18\x01 \x01(\t\x12\x16\n\x0enum_candidates\x18\x02 \x01(\r\"n\n\x10RetrieveResponse\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\x04\x12\x10\n\x08item_ids\x18\x03 \x03(\t\x12\x0e\n\x06scores\x18\x04 \x03(\x02\x12\x0f\n\x07\x65xperts\x18\x05 \x03(\r2Q\n\x10RetrievalService\x12=\n\x08Retrieve\x12\x17.esr.v1.RetrieveRequest\x1a\x18.esr.v1.RetrieveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x65sr/v1/retrieval.proto\x12\x06\x65sr.v1\x1a\x17google/rpc/status.proto\"\xb5\x02\n\x0fRetrieveRequest\x12\x14\n\ncontext_id\x18\x01 \x01(\tH\x00\x12+\n\x08\x66\x65\x61tures\x18\x03 \x01(\x0b\x32\x17.esr.v1.ContextFeaturesH\x00\x12-\n\tembedding\x18\x04 \x01(\x0b\x32\x18.esr.v1.ContextEmbeddingH\x00\x12\x16\n\x0enum_candidates\x18\x02 \x01(\r\x12\x11\n\tnum_slots\x18\x05 \x01(\r\x12\x19\n\x11\x65xcluded_item_ids\x18\x06 \x03(\t\x12\'\n\rallowed_items\x18\x07 \x01(\x0b\x32\x10.esr.v1.ItemList\x12\"\n\x08sampling\x18\x08 \x01(\x0b\x32\x10.esr.v1.Sampling\x12\x12\n\nrequest_id\x18\t \x01(\tB\t\n\x07\x63ontext\"\x8c\x01\n\x0f\x43ontextFeatures\x12\x33\n\x06values\x18\x01 \x03(\x0b\x32#.esr.v1.ContextFeatures.ValuesEntry\x1a\x44\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.esr.v1.FeatureValues:\x02\x38\x01\"\x1f\n\rFeatureValues\x12\x0e\n\x06values\x18\x01 \x03(\t\"\"\n\x10\x43ontextEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"\x1c\n\x08ItemList\x12\x10\n\x08item_ids\x18\x01 \x03(\t\"\x18\n\x08Sampling\x12\x0c\n\x04seed\x18\x01 \x01(\x04\"\xc2\x02\n\x10RetrieveResponse\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\x04\x12\x10\n\x08item_ids\x18\x03 \x03(\t\x12\x0e\n\x06scores\x18\x04 \x03(\x02\x12\x0f\n\x07\x65xperts\x18\x05 \x03(\r\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x12\n\ncontext_id\x18\x07 \x01(\t\x12\x1a\n\x04mode\x18\x08 \x01(\x0e\x32\x0c.esr.v1.Mode\x12\x1e\n\x16inclusion_propensities\x18\t \x03(\x01\x12\x17\n\x0flog_probability\x18\n \x01(\x01\x12\r\n\x05slate\x18\x0b \x03(\r\x12\x1b\n\x13slate_probabilities\x18\x0c \x03(\x01\x12)\n\x0c\x64\x65gradations\x18\r \x03(\x0e\x32\x13.esr.v1.Degradation\"A\n\x14\x42\x61tchRetrieveRequest\x12)\n\x08requests\x18\x01 \x03(\x0b\x32\x17.esr.v1.RetrieveRequest\"E\n\x15\x42\x61tchRetrieveResponse\x12,\n\x07results\x18\x01 \x03(\x0b\x32\x1b.esr.v1.BatchRetrieveResult\"s\n\x13\x42\x61tchRetrieveResult\x12,\n\x08response\x18\x01 \x01(\x0b\x32\x18.esr.v1.RetrieveResponseH\x00\x12#\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\t\n\x07outcome\"}\n\x15RecordFeedbackRequest\x12\'\n\x05shown\x18\x01 \x01(\x0b\x32\x18.esr.v1.RetrieveResponse\x12\r\n\x05slate\x18\x02 \x03(\r\x12\x1b\n\x13slate_probabilities\x18\x03 \x03(\x01\x12\x0f\n\x07rewards\x18\x04 \x03(\x01\"(\n\x16RecordFeedbackResponse\x12\x0e\n\x06is_new\x18\x01 \x01(\x08\"\x11\n\x0fGetModelRequest\"\xd8\x02\n\x10GetModelResponse\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\x04\x12\x14\n\x0cnum_contexts\x18\x03 \x01(\x04\x12\x11\n\tnum_items\x18\x04 \x01(\x04\x12\x13\n\x0bnum_experts\x18\x05 \x01(\r\x12\x15\n\rembedding_dim\x18\x06 \x01(\r\x12\x16\n\x0enum_candidates\x18\x07 \x01(\r\x12\x18\n\x10\x63ontext_features\x18\x08 \x03(\t\x12\r\n\x05index\x18\t \x01(\t\x12\x14\n\x0cindex_recall\x18\n \x01(\x01\x12\x12\n\nhas_ranker\x18\x0b \x01(\x08\x12\x16\n\x0emax_candidates\x18\x0c \x01(\r\x12\x11\n\tmax_batch\x18\r \x01(\r\x12\x19\n\x11max_message_bytes\x18\x0e \x01(\x04\x12\x15\n\rmax_in_flight\x18\x0f \x01(\r*?\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bMODE_GREEDY\x10\x01\x12\x10\n\x0cMODE_SAMPLED\x10\x02*`\n\x0b\x44\x65gradation\x12\x1b\n\x17\x44\x45GRADATION_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x44\x45GRADATION_COLD_START\x10\x01\x12\x18\n\x14\x44\x45GRADATION_UNRANKED\x10\x02\x32\xaf\x02\n\x10RetrievalService\x12=\n\x08Retrieve\x12\x17.esr.v1.RetrieveRequest\x1a\x18.esr.v1.RetrieveResponse\x12L\n\rBatchRetrieve\x12\x1c.esr.v1.BatchRetrieveRequest\x1a\x1d.esr.v1.BatchRetrieveResponse\x12O\n\x0eRecordFeedback\x12\x1d.esr.v1.RecordFeedbackRequest\x1a\x1e.esr.v1.RecordFeedbackResponse\x12=\n\x08GetModel\x12\x17.esr.v1.GetModelRequest\x1a\x18.esr.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'esr.v1.retrieval_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RETRIEVEREQUEST']._serialized_start=34
-  _globals['_RETRIEVEREQUEST']._serialized_end=95
-  _globals['_RETRIEVERESPONSE']._serialized_start=97
-  _globals['_RETRIEVERESPONSE']._serialized_end=207
-  _globals['_RETRIEVALSERVICE']._serialized_start=209
-  _globals['_RETRIEVALSERVICE']._serialized_end=290
+  _globals['_CONTEXTFEATURES_VALUESENTRY']._loaded_options = None
+  _globals['_CONTEXTFEATURES_VALUESENTRY']._serialized_options = b'8\001'
+  _globals['_MODE']._serialized_start=1754
+  _globals['_MODE']._serialized_end=1817
+  _globals['_DEGRADATION']._serialized_start=1819
+  _globals['_DEGRADATION']._serialized_end=1915
+  _globals['_RETRIEVEREQUEST']._serialized_start=60
+  _globals['_RETRIEVEREQUEST']._serialized_end=369
+  _globals['_CONTEXTFEATURES']._serialized_start=372
+  _globals['_CONTEXTFEATURES']._serialized_end=512
+  _globals['_CONTEXTFEATURES_VALUESENTRY']._serialized_start=444
+  _globals['_CONTEXTFEATURES_VALUESENTRY']._serialized_end=512
+  _globals['_FEATUREVALUES']._serialized_start=514
+  _globals['_FEATUREVALUES']._serialized_end=545
+  _globals['_CONTEXTEMBEDDING']._serialized_start=547
+  _globals['_CONTEXTEMBEDDING']._serialized_end=581
+  _globals['_ITEMLIST']._serialized_start=583
+  _globals['_ITEMLIST']._serialized_end=611
+  _globals['_SAMPLING']._serialized_start=613
+  _globals['_SAMPLING']._serialized_end=637
+  _globals['_RETRIEVERESPONSE']._serialized_start=640
+  _globals['_RETRIEVERESPONSE']._serialized_end=962
+  _globals['_BATCHRETRIEVEREQUEST']._serialized_start=964
+  _globals['_BATCHRETRIEVEREQUEST']._serialized_end=1029
+  _globals['_BATCHRETRIEVERESPONSE']._serialized_start=1031
+  _globals['_BATCHRETRIEVERESPONSE']._serialized_end=1100
+  _globals['_BATCHRETRIEVERESULT']._serialized_start=1102
+  _globals['_BATCHRETRIEVERESULT']._serialized_end=1217
+  _globals['_RECORDFEEDBACKREQUEST']._serialized_start=1219
+  _globals['_RECORDFEEDBACKREQUEST']._serialized_end=1344
+  _globals['_RECORDFEEDBACKRESPONSE']._serialized_start=1346
+  _globals['_RECORDFEEDBACKRESPONSE']._serialized_end=1386
+  _globals['_GETMODELREQUEST']._serialized_start=1388
+  _globals['_GETMODELREQUEST']._serialized_end=1405
+  _globals['_GETMODELRESPONSE']._serialized_start=1408
+  _globals['_GETMODELRESPONSE']._serialized_end=1752
+  _globals['_RETRIEVALSERVICE']._serialized_start=1918
+  _globals['_RETRIEVALSERVICE']._serialized_end=2221
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class RetrievalServiceStub:
-    """Answers which items a two-stage recommender's late-stage ranker should see.
+    """Answers which items a two-stage recommender's late-stage ranker (LSR) should see.
     """
 
     def __init__(self, channel):
@@ -40,16 +40,52 @@ class RetrievalServiceStub:
                 request_serializer=esr_dot_v1_dot_retrieval__pb2.RetrieveRequest.SerializeToString,
                 response_deserializer=esr_dot_v1_dot_retrieval__pb2.RetrieveResponse.FromString,
                 _registered_method=True)
+        self.BatchRetrieve = channel.unary_unary(
+                '/esr.v1.RetrievalService/BatchRetrieve',
+                request_serializer=esr_dot_v1_dot_retrieval__pb2.BatchRetrieveRequest.SerializeToString,
+                response_deserializer=esr_dot_v1_dot_retrieval__pb2.BatchRetrieveResponse.FromString,
+                _registered_method=True)
+        self.RecordFeedback = channel.unary_unary(
+                '/esr.v1.RetrievalService/RecordFeedback',
+                request_serializer=esr_dot_v1_dot_retrieval__pb2.RecordFeedbackRequest.SerializeToString,
+                response_deserializer=esr_dot_v1_dot_retrieval__pb2.RecordFeedbackResponse.FromString,
+                _registered_method=True)
+        self.GetModel = channel.unary_unary(
+                '/esr.v1.RetrievalService/GetModel',
+                request_serializer=esr_dot_v1_dot_retrieval__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=esr_dot_v1_dot_retrieval__pb2.GetModelResponse.FromString,
+                _registered_method=True)
 
 
 class RetrievalServiceServicer:
-    """Answers which items a two-stage recommender's late-stage ranker should see.
+    """Answers which items a two-stage recommender's late-stage ranker (LSR) should see.
     """
 
     def Retrieve(self, request, context):
-        """Picks the candidates of one context as the trained policy does without noise: expert by expert, each its quota of
-        the best items that no earlier expert took. Fails with INVALID_ARGUMENT (with field violations) when a field breaks
-        its rule, and with NOT_FOUND when the served model does not know the context.
+        """Picks the candidates of one context: greedily as the trained policy does without noise (expert by expert, each its
+        quota of the best items that no earlier expert took), or sampled as it was trained.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchRetrieve(self, request, context):
+        """Answers many requests at once, each with its own response or error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RecordFeedback(self, request, context):
+        """Writes what came of an answer to the feedback log: durable when the response arrives, and idempotent by the answer's
+        request id. ALREADY_EXISTS if other feedback was recorded for the same request id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModel(self, request, context):
+        """Says which model answers and what it can be asked.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -63,6 +99,21 @@ def add_RetrievalServiceServicer_to_server(servicer, server):
                     request_deserializer=esr_dot_v1_dot_retrieval__pb2.RetrieveRequest.FromString,
                     response_serializer=esr_dot_v1_dot_retrieval__pb2.RetrieveResponse.SerializeToString,
             ),
+            'BatchRetrieve': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchRetrieve,
+                    request_deserializer=esr_dot_v1_dot_retrieval__pb2.BatchRetrieveRequest.FromString,
+                    response_serializer=esr_dot_v1_dot_retrieval__pb2.BatchRetrieveResponse.SerializeToString,
+            ),
+            'RecordFeedback': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordFeedback,
+                    request_deserializer=esr_dot_v1_dot_retrieval__pb2.RecordFeedbackRequest.FromString,
+                    response_serializer=esr_dot_v1_dot_retrieval__pb2.RecordFeedbackResponse.SerializeToString,
+            ),
+            'GetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=esr_dot_v1_dot_retrieval__pb2.GetModelRequest.FromString,
+                    response_serializer=esr_dot_v1_dot_retrieval__pb2.GetModelResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'esr.v1.RetrievalService', rpc_method_handlers)
@@ -72,7 +123,7 @@ def add_RetrievalServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RetrievalService:
-    """Answers which items a two-stage recommender's late-stage ranker should see.
+    """Answers which items a two-stage recommender's late-stage ranker (LSR) should see.
     """
 
     @staticmethod
@@ -92,6 +143,87 @@ class RetrievalService:
             '/esr.v1.RetrievalService/Retrieve',
             esr_dot_v1_dot_retrieval__pb2.RetrieveRequest.SerializeToString,
             esr_dot_v1_dot_retrieval__pb2.RetrieveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchRetrieve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/esr.v1.RetrievalService/BatchRetrieve',
+            esr_dot_v1_dot_retrieval__pb2.BatchRetrieveRequest.SerializeToString,
+            esr_dot_v1_dot_retrieval__pb2.BatchRetrieveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordFeedback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/esr.v1.RetrievalService/RecordFeedback',
+            esr_dot_v1_dot_retrieval__pb2.RecordFeedbackRequest.SerializeToString,
+            esr_dot_v1_dot_retrieval__pb2.RecordFeedbackResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/esr.v1.RetrievalService/GetModel',
+            esr_dot_v1_dot_retrieval__pb2.GetModelRequest.SerializeToString,
+            esr_dot_v1_dot_retrieval__pb2.GetModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

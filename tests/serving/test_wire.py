@@ -1,8 +1,10 @@
 import importlib.util
 from pathlib import Path
 
-from serving.wire import retrieval_pb2
+from serving.wire import admin_pb2, retrieval_pb2
 from tests.conftest import ROOT
+
+PROTOS = sorted((ROOT / "proto" / "esr").rglob("*.proto"))
 
 
 def test_committed_stubs_are_what_the_protos_generate(tmp_path: Path) -> None:
@@ -20,10 +22,11 @@ def test_committed_stubs_are_what_the_protos_generate(tmp_path: Path) -> None:
 
 
 def test_every_message_and_field_has_a_sentence() -> None:
-    lines = [line.strip() for line in (ROOT / "proto" / "esr" / "v1" / "retrieval.proto").read_text().splitlines()]
+    lines = [line.strip() for path in PROTOS for line in path.read_text().splitlines()]
     for number, line in enumerate(lines):
-        if line.startswith(("message ", "service ", "rpc ")) or (
-            line.endswith(";") and " = " in line and "syntax" not in line
+        if line.startswith(("message ", "service ", "rpc ", "enum ", "oneof ")) or (
+            line.endswith(";") and " = " in line and not line.startswith("syntax")
         ):
             assert lines[number - 1].startswith("//"), line
     assert retrieval_pb2.DESCRIPTOR.name == "esr/v1/retrieval.proto"
+    assert admin_pb2.DESCRIPTOR.name == "esr/v1/admin.proto"
