@@ -17,7 +17,7 @@ from torch.nn.functional import logsigmoid
 from esr_trainer.head_inclusion import has_closed_form, log_inclusion, races
 from esr_trainer.inclusion import log_stopping_times
 from esr_trainer.normalisers import gather_items, log_softmax_of, taken_and_left
-from esr_trainer.policy import expert_of_position, quotas
+from esr_trainer.quotas import expert_of_position, quotas
 from esr_trainer.sharp_races import log_arrival_probability
 
 Estimator = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from esr_trainer.policy import quotas
+from esr_trainer.quotas import quotas
 
 HEADS = 6
 """Items followed exactly; each one more doubles the sets."""

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esr_trainer.policy import quotas
+from esr_trainer.quotas import quotas
 from esr_trainer.sharp_races import hard_gradient, log_arrival_probability, polish
 
 CROWDED = 0.9

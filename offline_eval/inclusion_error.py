@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from esr_trainer.estimators import ESTIMATORS
-from esr_trainer.policy import quotas, sample_candidates
+from esr_trainer.policy import sample_candidates
+from esr_trainer.quotas import quotas
 
 NAMES = ("ca-poisson", "ca-heads", "ca")
 """Estimators of the inclusion probability; ca-swr follows an item's share of draws, which is none."""

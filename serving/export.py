@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from esr_trainer.checkpoint import Checkpoint
 from esr_trainer.command_line import UsageError
 from esr_trainer.features import ID, Features
-from esr_trainer.policy import expert_of_position, greedy_candidates, quotas
+from esr_trainer.policy import greedy_candidates
+from esr_trainer.quotas import expert_of_position, quotas
 from esr_trainer.towers import EarlyStageRanker, Tower
 from esr_trainer.whole_directory import numbered, remove_unfinished, sha256, sole_writer, written_whole
 from serving import bundle

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from esr_trainer.estimators import ESTIMATORS
-from esr_trainer.policy import expert_of_position
+from esr_trainer.quotas import expert_of_position
 
 V_FAMILY = ("v", "v-swr")
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.inclusion import log_inclusion_probabilities, log_stopping_times
-from esr_trainer.policy import quotas, sample_candidates
+from esr_trainer.policy import sample_candidates
+from esr_trainer.quotas import quotas
 from esr_trainer.sharp_races import log_arrival_probability
 
 

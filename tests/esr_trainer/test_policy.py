@@ -5,7 +5,8 @@ import torch
 from scipy import stats
 
 from esr_trainer.estimators import ESTIMATORS
-from esr_trainer.policy import expert_of_position, greedy_candidates, gumbel, quotas, sample_candidates
+from esr_trainer.policy import greedy_candidates, gumbel, sample_candidates
+from esr_trainer.quotas import expert_of_position, quotas
 
 
 def test_quotas_give_the_first_experts_what_is_left_over() -> None:
