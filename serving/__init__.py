@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported: its core prints lines beside one-line errors
 
+from serving.query import Answer, Query
 from serving.retriever import Retriever
 
-__all__ = ["Retriever"]
+__all__ = ["Answer", "Query", "Retriever"]

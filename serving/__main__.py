@@ -88,10 +88,12 @@ class Retrieve(Command):
 
         candidates, model_id, version = retrieve(self.address, self.context_id, self.num_candidates, self.seconds)
         table = Table("position", "item", "logit", "expert", title=f"{model_id}, version {version}")
-        for position, row in enumerate(zip(*candidates, strict=True), start=1):
-            table.add_row(str(position), row[0], f"{row[1]:.4f}", str(row[2]))
+        columns = (candidates.item_ids, candidates.scores, candidates.experts)
+        for position, (item, score, expert) in enumerate(zip(*columns, strict=True), start=1):
+            table.add_row(str(position), item, f"{score:.4f}", str(expert))
         show(table)
-        return {"model_id": model_id, "model_version": version, **candidates._asdict()}
+        names = ("item_ids", "scores", "experts")
+        return {"model_id": model_id, "model_version": version, **dict(zip(names, columns, strict=True))}
 
 
 class Serving(Options):

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,8 @@ import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serving.errors import BundleCorruptError, BundleUnusableError
+from serving.index import ItemIndex
+from serving.ranker import Ranker
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -39,6 +41,8 @@ CONTEXT_FEATURES = "context_features.npz"
 """The user tower's inputs for every context: feature -> bags, (C, P) int64."""
 VOCABULARIES = "vocabularies.json"
 """{"context": {feature: values}, "item": {feature: values}}: the value of each index of a bag, but for the ids."""
+RANKER = "ranker.onnx"
+"""The late-stage ranker, if the run has one as a file (serving.ranker says what it is asked)."""
 GOLDEN = "golden_queries.npz"
 """contexts (Q,), candidates (Q, K), scores (Q, K): rows and logits that the trained model gave."""
 REQUIRED = (USER_TOWER, ITEM_TOWER, INDEX, ITEM_IDS, CONTEXT_IDS, CONTEXT_FEATURES, VOCABULARIES, GOLDEN)
@@ -93,10 +97,13 @@ class Bundle:
     version: int
     manifest: Manifest
     user_tower: ort.InferenceSession
-    index: faiss.Index
+    index: ItemIndex
+    ranker: Ranker | None
     item_ids: list[str]
     context_ids: list[str]
     context_features: Mapping[str, np.ndarray]
+    vocabularies: Mapping[str, Sequence[str]]
+    """Feature of a context -> the value of each index of a bag."""
     golden: Mapping[str, np.ndarray]
 
 
@@ -163,18 +170,24 @@ def load_bundle(directory: Path, version: int) -> Bundle:
         BundleCorruptError: a file is missing, was changed, cannot be parsed, or does not fit the manifest.
     """
     manifest = read_manifest(directory)
-    content = {name: verified_bytes(directory, manifest, name) for name in REQUIRED}
+    names = [*REQUIRED, *({RANKER} & manifest.files.keys())]
+    content = {name: verified_bytes(directory, manifest, name) for name in names}
     try:
+        item_ids = parse_array(content[ITEM_IDS]).tolist()
         bundle = Bundle(
             version=version,
             manifest=manifest,
             user_tower=session(content[USER_TOWER]),
-            index=parse_index(content[INDEX]),
-            item_ids=parse_array(content[ITEM_IDS]).tolist(),
+            index=parse_index(content[INDEX], manifest),
+            ranker=Ranker(session(content[RANKER]), item_ids) if RANKER in content else None,
+            item_ids=item_ids,
             context_ids=parse_array(content[CONTEXT_IDS]).tolist(),
             context_features=parse_archive(content[CONTEXT_FEATURES]),
+            vocabularies=json.loads(content[VOCABULARIES])["context"],
             golden=parse_archive(content[GOLDEN]),
         )
+    except BundleCorruptError:
+        raise
     except Exception as error:
         raise BundleCorruptError(f"a file of version {version} cannot be parsed: {first_line(error)}") from error
     check_fit(bundle)
@@ -189,9 +202,7 @@ def check_fit(bundle: Bundle) -> None:
         ("distinct item ids", len(set(bundle.item_ids)), manifest.num_items),
         ("context ids", len(bundle.context_ids), manifest.num_contexts),
         ("distinct context ids", len(set(bundle.context_ids)), manifest.num_contexts),
-        ("index vectors", bundle.index.ntotal, manifest.num_experts * manifest.num_items),
-        ("index dimension", bundle.index.d, manifest.embedding_dim),
-        ("index metric", bundle.index.metric_type, faiss.METRIC_INNER_PRODUCT),
+        ("features with a vocabulary", sorted(bundle.vocabularies), sorted({*bundle.context_features} - {"id"})),
         ("user tower inputs", sorted(i.name for i in bundle.user_tower.get_inputs()), sorted(bundle.context_features)),
         ("golden queries", sorted(bundle.golden), ["candidates", "contexts", "scores"]),
         *(("context feature rows", len(bags), manifest.num_contexts) for bags in bundle.context_features.values()),
@@ -212,11 +223,20 @@ def session(model: bytes) -> ort.InferenceSession:
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def parse_index(content: bytes) -> faiss.Index:
+def parse_index(content: bytes, manifest: Manifest) -> ItemIndex:
     """An index from verified bytes; FAISS may allocate no more than the bytes could hold."""
     faiss.set_deserialization_vector_byte_limit(max(2 * len(content), 1 << 20))
     faiss.set_deserialization_loop_limit(max(len(content), 1 << 20))
-    return faiss.deserialize_index(np.frombuffer(content, np.uint8))
+    index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
+    facts = (
+        ("vectors", index.ntotal, manifest.num_experts * manifest.num_items),
+        ("dimension", index.d, manifest.embedding_dim),
+        ("metric", index.metric_type, faiss.METRIC_INNER_PRODUCT),
+    )
+    for name, found, expected in facts:
+        if found != expected:
+            raise BundleCorruptError(f"index {name}: {found}, not {expected} as the manifest says")
+    return ItemIndex(index, manifest.num_experts)
 
 
 def parse_array(content: bytes) -> np.ndarray:

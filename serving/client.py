@@ -3,7 +3,7 @@
 import grpc
 
 from serving.errors import ServingError
-from serving.retriever import Candidates
+from serving.query import Answer
 from serving.wire import retrieval_pb2, retrieval_pb2_grpc
 
 
@@ -11,7 +11,7 @@ class CallError(ServingError):
     """The server refused, or could not be reached."""
 
 
-def retrieve(address: str, context_id: str, num_candidates: int, seconds: float = 5.0) -> tuple[Candidates, str, int]:
+def retrieve(address: str, context_id: str, num_candidates: int, seconds: float = 5.0) -> tuple[Answer, str, int]:
     """Ask a server for the candidates of one context.
 
     Args:
@@ -35,5 +35,5 @@ def retrieve(address: str, context_id: str, num_candidates: int, seconds: float 
             response = retrieval_pb2_grpc.RetrievalServiceStub(channel).Retrieve(request, timeout=seconds)
         except grpc.RpcError as error:
             raise CallError(f"{error.code().name} from {address}: {error.details()}") from error
-    candidates = Candidates(list(response.item_ids), list(response.scores), list(response.experts))
+    candidates = Answer(list(response.item_ids), list(response.scores), list(response.experts))
     return candidates, response.model_id, response.model_version

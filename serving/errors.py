@@ -6,9 +6,11 @@
     ├── UnsupportedError         FAILED_PRECONDITION: the served model cannot do what is asked
     ├── OverloadedError          RESOURCE_EXHAUSTED, with retry info: too many queries in flight
     ├── NotServingError          UNAVAILABLE: loading or draining, or the feedback log cannot be written
+    ├── DeadlinePassedError      DEADLINE_EXCEEDED: nobody waits for the answer any more
     ├── UnknownVersionError      NOT_FOUND: no such version under the bundle root
     ├── BundleUnusableError      FAILED_PRECONDITION: nothing to serve, or a bundle of another schema
-    └── BundleCorruptError       DATA_LOSS: a file is missing, changed or does not fit the others
+    ├── BundleCorruptError       DATA_LOSS: a file is missing, changed or does not fit the others
+    └── InternalError            INTERNAL: a defect; the server's log has it
 
 Messages are one line that quotes the value and the rule, and never hold a path of the server.
 """
@@ -51,6 +53,10 @@ class NotServingError(ServingError):
     """The server is loading or draining, or cannot write its feedback log."""
 
 
+class DeadlinePassedError(ServingError):
+    """Nobody waits for the answer any more."""
+
+
 class UnknownVersionError(ServingError):
     """The bundle root has no such version."""
 
@@ -63,13 +69,19 @@ class BundleCorruptError(ServingError):
     """The bundle's files are not what its manifest says."""
 
 
+class InternalError(ServingError):
+    """A defect of the server."""
+
+
 STATUS: Mapping[type[ServingError], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     UnknownContextError: grpc.StatusCode.NOT_FOUND,
     UnsupportedError: grpc.StatusCode.FAILED_PRECONDITION,
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     NotServingError: grpc.StatusCode.UNAVAILABLE,
+    DeadlinePassedError: grpc.StatusCode.DEADLINE_EXCEEDED,
     UnknownVersionError: grpc.StatusCode.NOT_FOUND,
     BundleUnusableError: grpc.StatusCode.FAILED_PRECONDITION,
     BundleCorruptError: grpc.StatusCode.DATA_LOSS,
+    InternalError: grpc.StatusCode.INTERNAL,
 }

@@ -171,7 +171,7 @@ def check_served_is_trained(directory: Path, version: int, policy: EarlyStageRan
     retriever.check_golden_queries()
     rows = spread(len(policy.context_tower.features.ids), NUM_CHECKED)
     trained = greedy_candidates(policy(rows), num_candidates)
-    served = torch.from_numpy(retriever.pick(retriever.embed(rows.numpy()), num_candidates)[0])
+    served = torch.from_numpy(retriever.pick(retriever.contexts.embed(rows.numpy()), num_candidates)[0])
     logits = policy.double()(rows)
     policy.float()
     for name, candidates in (("torch", trained), ("ONNX Runtime and FAISS", served)):

@@ -105,12 +105,14 @@ def inclusion_probabilities(logits: np.ndarray, num_candidates: int) -> np.ndarr
             exposure = arrivals if exposure is None else exposure + arrivals
             taken += size
     assert exposure is not None
-    return -np.expm1(-exposure)
+    arrival: np.ndarray = -np.expm1(-exposure)
+    return arrival
 
 
 def exponential(exponent: np.ndarray) -> np.ndarray:
     """e^x, held to what is finite."""
-    return np.exp(np.minimum(exponent, LARGEST_EXPONENT))
+    result: np.ndarray = np.exp(np.minimum(exponent, LARGEST_EXPONENT))
+    return result
 
 
 def log_stopping_time(rates: np.ndarray, exposure: np.ndarray | None, taken: int, size: int) -> float:
@@ -203,4 +205,5 @@ def log_arrival(log_exposure: np.ndarray) -> np.ndarray:
 def log_of(exposure: np.ndarray) -> np.ndarray:
     """log z, -inf where an item never came near."""
     with np.errstate(divide="ignore"):
-        return np.log(exposure)
+        result: np.ndarray = np.log(exposure)
+    return result

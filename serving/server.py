@@ -4,15 +4,16 @@ import asyncio
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from serving.dispatcher import Dispatcher
 from serving.errors import ServingError
 from serving.retriever import Retriever
 from serving.service import NAME, RetrievalService
-from serving.wire import retrieval_pb2_grpc
 
 DRAIN_SECONDS = 30.0
 """How long accepted requests may take to finish after SIGTERM."""
@@ -20,6 +21,12 @@ DRAIN_SECONDS = 30.0
 
 class AddressInUseError(ServingError):
     """Another process listens on the address."""
+
+
+class Fixed(NamedTuple):
+    """One version."""
+
+    active: Retriever
 
 
 async def serve(root: Path, host: str, port: int, ready: Callable[[Retriever, str], None]) -> None:
@@ -37,7 +44,7 @@ async def serve(root: Path, host: str, port: int, ready: Callable[[Retriever, st
     retriever = Retriever.open(root)
     # Linux would let a second server share the port and take half of the requests: that is an error here.
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    retrieval_pb2_grpc.add_RetrievalServiceServicer_to_server(RetrievalService(retriever), server)
+    RetrievalService(Fixed(retriever), Dispatcher(1000), 1024, 4 << 20).add_to(server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

@@ -1,56 +1,158 @@
 """esr.v1.RetrievalService: from messages to the retriever and back; refusals become statuses."""
 
+import asyncio
 import logging
-from typing import Any, NoReturn
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, NoReturn, Protocol
 
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from serving.errors import STATUS, InvalidRequestError, ServingError
+from serving.dispatcher import Dispatcher
+from serving.errors import STATUS, InternalError, InvalidRequestError, OverloadedError, ServingError
+from serving.messages import query_of, remaining, response_of, result_field
 from serving.retriever import Retriever
-from serving.wire import retrieval_pb2, retrieval_pb2_grpc
+from serving.wire import retrieval_pb2
 
 NAME = retrieval_pb2.DESCRIPTOR.services_by_name["RetrievalService"].full_name
 
 log = logging.getLogger(__name__)
 
+Context = grpc.aio.ServicerContext[Any, Any]
 
-class RetrievalService(retrieval_pb2_grpc.RetrievalServiceServicer):  # type: ignore[misc]
-    """Answers with one retriever."""
 
-    def __init__(self, retriever: Retriever) -> None:
-        self.retriever = retriever
+class Active(Protocol):
+    """Where the version that answers is found."""
 
-    async def Retrieve(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        """Pick the candidates of one context."""
+    @property
+    def active(self) -> Retriever:
+        """The active version's retriever; NotServingError while there is none."""
+        ...
+
+
+class RetrievalService:
+    """Answers with the active version."""
+
+    def __init__(self, versions: Active, dispatcher: Dispatcher, max_batch: int, max_message_bytes: int) -> None:
+        self.versions = versions
+        self.dispatcher = dispatcher
+        self.max_batch = max_batch
+        self.max_message_bytes = max_message_bytes
+
+    async def retrieve(self, request: Any, context: Context) -> bytes:
+        """Pick or draw the candidates of one context; the response comes serialized."""
+        self.dispatcher.admit(1)
+        deadline = time.monotonic() + remaining(context.time_remaining())
+        return await self.submit(self.versions.active, request, deadline)
+
+    def submit(self, retriever: Retriever, request: Any, deadline: float) -> asyncio.Future[bytes]:
+        """Queue one admitted request."""
+        return self.dispatcher.submit(retriever, query_of(request), partial(response_of, request), deadline)
+
+    async def batch_retrieve(self, request: Any, context: Context) -> bytes:
+        """Answer many requests at once on one version; the response comes serialized."""
+        if not 1 <= len(request.requests) <= self.max_batch:
+            rule = f"({len(request.requests)}) must be from 1 to {self.max_batch}"
+            raise InvalidRequestError("requests", rule)
+        self.dispatcher.admit(len(request.requests))
+        deadline = time.monotonic() + remaining(context.time_remaining())
+        retriever = self.versions.active
+        waiting: list[asyncio.Future[bytes] | ServingError] = []
+        for one in request.requests:
+            try:
+                waiting.append(self.submit(retriever, one, deadline))
+            except ServingError as error:
+                waiting.append(error)
         try:
-            candidates = self.retriever.retrieve(request.context_id, request.num_candidates)
+            return b"".join([await settled(one) for one in waiting])
+        finally:  # a caller that has gone waits for none of them
+            for one in waiting:
+                if isinstance(one, asyncio.Future):
+                    one.cancel()
+
+    async def get_model(self, request: Any, context: Context) -> Any:
+        """Say which model answers and what it can be asked."""
+        bundle = self.versions.active.bundle
+        manifest = bundle.manifest
+        return retrieval_pb2.GetModelResponse(
+            model_id=manifest.model_id,
+            model_version=bundle.version,
+            num_contexts=manifest.num_contexts,
+            num_items=manifest.num_items,
+            num_experts=manifest.num_experts,
+            embedding_dim=manifest.embedding_dim,
+            num_candidates=manifest.num_candidates,
+            context_features=sorted(bundle.vocabularies),
+            index=manifest.index,
+            index_recall=1.0,
+            has_ranker=bundle.ranker is not None,
+            max_candidates=manifest.num_items,
+            max_batch=self.max_batch,
+            max_message_bytes=self.max_message_bytes,
+            max_in_flight=self.dispatcher.max_in_flight,
+        )
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Register the service; answers to Retrieve and BatchRetrieve go out as the bytes that they are."""
+        wire = retrieval_pb2
+        handlers = {
+            "Retrieve": handler(self.retrieve, wire.RetrieveRequest, bytes),
+            "BatchRetrieve": handler(self.batch_retrieve, wire.BatchRetrieveRequest, bytes),
+            "GetModel": handler(self.get_model, wire.GetModelRequest, wire.GetModelResponse.SerializeToString),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers),))
+
+
+async def settled(waiting: "asyncio.Future[bytes] | ServingError") -> bytes:
+    """One result of a batch on the wire: the response, or the status with which Retrieve would have failed."""
+    try:
+        if isinstance(waiting, ServingError):
+            raise waiting
+        return result_field(await waiting, is_error=False)
+    except ServingError as error:
+        return result_field(status_of(error).SerializeToString(), is_error=True)
+
+
+def handler(method: Callable[[Any, Context], Awaitable[Any]], request: Any, serialize: Callable[[Any], bytes]) -> Any:
+    """A method's handler; a ServingError ends the call with its status, anything else with INTERNAL."""
+
+    async def handle(message: Any, context: Context) -> Any:
+        try:
+            return await method(message, context)
         except ServingError as error:
             await refuse(context, error)
         except Exception:
-            log.exception("Retrieve failed")
-            await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has it")
-        bundle = self.retriever.bundle
-        return retrieval_pb2.RetrieveResponse(
-            model_id=bundle.manifest.model_id,
-            model_version=bundle.version,
-            item_ids=candidates.item_ids,
-            scores=candidates.scores,
-            experts=candidates.experts,
-        )
+            log.exception("%s failed", method.__name__)
+            await refuse(context, InternalError("internal error; the server's log has it"))
+
+    return grpc.unary_unary_rpc_method_handler(handle, request.FromString, serialize)
 
 
-async def refuse(context: grpc.aio.ServicerContext[Any, Any], error: ServingError) -> NoReturn:
-    """End the call with the error's status; a field's violation goes along as google.rpc.BadRequest."""
+async def refuse(context: Context, error: ServingError) -> NoReturn:
+    """End the call with the error's status and details."""
+    status = rpc_status.to_status(status_of(error))
+    await context.abort(status.code, status.details, status.trailing_metadata)
+    raise AssertionError("abort raises")
+
+
+def status_of(error: ServingError) -> status_pb2.Status:
+    """An error's google.rpc.Status; a field's violation goes along as BadRequest, when to try again as RetryInfo."""
     details = []
     if isinstance(error, InvalidRequestError):
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.rule)
-        packed = any_pb2.Any()
-        packed.Pack(error_details_pb2.BadRequest(field_violations=[violation]))
-        details.append(packed)
-    code = STATUS[type(error)]
-    status = rpc_status.to_status(status_pb2.Status(code=code.value[0], message=str(error), details=details))
-    await context.abort(status.code, status.details, status.trailing_metadata)
-    raise AssertionError("abort raises")
+        details.append(packed(error_details_pb2.BadRequest(field_violations=[violation])))
+    if isinstance(error, OverloadedError):
+        delay = duration_pb2.Duration(nanos=int(error.retry_seconds * 1e9))
+        details.append(packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+    return status_pb2.Status(code=STATUS[type(error)].value[0], message=str(error), details=details)
+
+
+def packed(detail: Any) -> any_pb2.Any:
+    """A detail as Any."""
+    result = any_pb2.Any()
+    result.Pack(detail)
+    return result

@@ -38,7 +38,7 @@ def test_served_candidates_are_the_policys_position_by_position(
 ) -> None:
     retriever = Retriever.open(bundles)
     rows = np.arange(200)
-    served, scores, _ = retriever.pick(retriever.embed(rows), num_candidates)
+    served, scores, _ = retriever.pick(retriever.contexts.embed(rows), num_candidates)
     policy = Checkpoint(trained_run).policy().double()
     with torch.no_grad():
         logits = policy(torch.from_numpy(rows))

@@ -1,0 +1,115 @@
+"""The contexts of a bundle: how a query names one, and the user tower's embedding of it.
+
+Axes: B batch, C contexts, M experts, D embedding dimension, P values of a feature.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from serving.bundle import Bundle
+from serving.errors import InvalidRequestError, UnknownContextError
+from serving.query import Query
+
+AVERAGED = 4096
+"""Contexts whose mean embedding answers for an unknown one, evenly spread."""
+
+UnknownContext = Literal["not-found", "cold-start"]
+"""What an unknown context gets: NOT_FOUND, or the answer for the average of the model's contexts."""
+
+
+class Found(NamedTuple):
+    """What is known of a query's context; exactly one field is set, none if the context is unknown."""
+
+    row: int | None = None
+    """Its row in the bundle."""
+    bags: dict[str, np.ndarray] | None = None
+    """The user tower's inputs, each (P,)."""
+    embedding: np.ndarray | None = None
+    """The user tower's output, (M * D,)."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the model knows anything of it."""
+        return any(value is not None for value in self)
+
+
+class Contexts:
+    """Finds contexts and embeds them."""
+
+    def __init__(self, bundle: Bundle, unknown_context: UnknownContext) -> None:
+        self.bundle = bundle
+        self.unknown_context = unknown_context
+        self._row_of = {context_id: row for row, context_id in enumerate(bundle.context_ids)}
+        self._value_of = {
+            name: {value: index for index, value in enumerate(values)} for name, values in bundle.vocabularies.items()
+        }
+        count = len(bundle.context_ids)
+        self._average = self.embed(np.linspace(0, count - 1, min(count, AVERAGED)).astype(np.int64)).mean(axis=0)
+
+    def find(self, query: Query) -> Found:
+        """What is known of a query's context.
+
+        Raises:
+            InvalidRequestError: no context is given or more than one, or it breaks a rule.
+            UnknownContextError: nothing is known of it, and no cold-start answer is wanted.
+        """
+        given = bool(query.context_id) + (query.features is not None) + (query.embedding is not None)
+        if given != 1:
+            raise InvalidRequestError("context_id", "must not be empty, unless features or an embedding are given")
+        if query.embedding is not None:
+            return Found(embedding=self._checked(query.embedding))
+        if query.features is not None:
+            bags = self._bags(query.features)
+            found = Found(bags=bags) if any(bool((bag >= 0).any()) for bag in bags.values()) else Found()
+        else:
+            found = Found(row=self._row_of.get(query.context_id))
+        if not found.is_known and self.unknown_context == "not-found":
+            name = f"context_id ({query.context_id[:100]})" if query.context_id else "features: none of the values"
+            raise UnknownContextError(f"{name} is not among the model's contexts")
+        return found
+
+    def _checked(self, embedding: np.ndarray) -> np.ndarray:
+        size = self.bundle.manifest.num_experts * self.bundle.manifest.embedding_dim
+        if embedding.shape != (size,):
+            raise InvalidRequestError("embedding", f"({embedding.size} values) must have M * D = {size}")
+        if not np.isfinite(embedding).all():
+            raise InvalidRequestError("embedding", "must be finite")
+        return embedding
+
+    def _bags(self, features: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+        bags = {name: np.full(rows.shape[1], -1, np.int64) for name, rows in self.bundle.context_features.items()}
+        for name, values in features.items():
+            known = self._value_of.get(name)
+            if known is None:
+                names = ", ".join(self._value_of) or "the model has none"
+                raise InvalidRequestError("features", f"({name[:100]}) must be among the model's: {names}")
+            indices = [known[value] for value in dict.fromkeys(values) if value in known]
+            if len(indices) > len(bags[name]):
+                raise InvalidRequestError("features", f"({name}: {len(indices)} values) takes {len(bags[name])}")
+            bags[name][: len(indices)] = indices
+        return bags
+
+    def embed(self, rows: np.ndarray) -> np.ndarray:
+        """The experts' embeddings of some contexts: rows (B,) -> (B, M, D)."""
+        return self._run({name: values[rows] for name, values in self.bundle.context_features.items()})
+
+    def embed_found(self, found: Sequence[Found]) -> np.ndarray:
+        """The experts' embeddings of contexts that were found, or of the average where nothing is known: (B, M, D)."""
+        result = np.empty((len(found), *self._average.shape), np.float32)
+        known = [place for place, one in enumerate(found) if one.row is not None]
+        if known:
+            result[known] = self.embed(np.array([found[place].row for place in known]))
+        for place, one in enumerate(found):
+            if one.bags is not None:
+                result[place] = self._run({name: bag[None] for name, bag in one.bags.items()})[0]
+            elif one.embedding is not None:
+                result[place] = one.embedding.reshape(self._average.shape)
+            elif one.row is None:
+                result[place] = self._average
+        return result
+
+    def _run(self, bags: dict[str, np.ndarray]) -> np.ndarray:
+        embeddings: np.ndarray = self.bundle.user_tower.run(None, bags)[0]
+        return embeddings
