@@ -8,11 +8,11 @@ Axes: B batch, C contexts, N items, K candidates.
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from torch import Tensor
 
 from esr_trainer.command_line import UsageError
+from esr_trainer.onnx_session import OnnxModelError, first_line, session
 from esr_trainer.world import World
 
 INPUTS: Mapping[tuple[str, str], str] = {
@@ -32,7 +32,10 @@ class OnnxRanker:
             UsageError: it keeps weights in other files, does not load, asks for other inputs, or its scores are of
                 another shape or not finite.
         """
-        self.session = session(content)
+        try:
+            self.session = session(content)
+        except OnnxModelError as error:
+            raise refusal(str(error)) from error
         asked = {node.name: node.type for node in self.session.get_inputs()}
         names = next((pair for pair in INPUTS if set(pair) == asked.keys()), None)
         if names is None or any(kind != INPUTS[names] for kind in asked.values()):
@@ -68,49 +71,6 @@ class OnnxRanker:
         return torch.from_numpy(scores)
 
 
-def session(content: bytes) -> ort.InferenceSession:
-    """The model, on one thread; nothing is read but these bytes.
-
-    Raises:
-        UsageError: it keeps weights in other files, or does not load.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    if reads_other_files(content):
-        raise refusal("it keeps weights in other files; save it as one file")
-    try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors have no common class but Exception
-        raise refusal(f"it cannot be loaded: {first_line(error)}") from error
-
-
-def reads_other_files(content: bytes) -> bool:
-    """Whether any tensor of the model, in whatever graph, lies outside of it.
-
-    Raises:
-        UsageError: it is no ONNX model.
-    """
-    import onnx
-    from google.protobuf.message import DecodeError, Message
-
-    def external(message: Message) -> bool:
-        if isinstance(message, onnx.TensorProto):
-            return bool(message.data_location == onnx.TensorProto.EXTERNAL)
-        for field, value in message.ListFields():
-            if field.message_type is not None:
-                inner = value if isinstance(value, Message) else list(value)
-                if any(map(external, [inner] if isinstance(inner, Message) else inner)):
-                    return True
-        return False
-
-    try:
-        return external(onnx.ModelProto.FromString(content).graph)
-    except DecodeError as error:
-        raise refusal("it is no ONNX model") from error
-
-
 def refusal(problem: str) -> UsageError:
     """What is wrong with the model, for the user."""
     return UsageError(f"lsr (ranker.onnx): {problem}")
@@ -126,8 +86,3 @@ def values_of(kind: str, world: World) -> tuple[Values, Values]:
         return np.asarray, np.asarray
     contexts, items = (np.array(ids, dtype=object) for ids in (world.context_ids, world.item_ids))
     return contexts.__getitem__, items.__getitem__
-
-
-def first_line(error: Exception) -> str:
-    """The start of another library's message."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

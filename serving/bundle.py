@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from esr_trainer.onnx_session import first_line, session
 from serving.errors import BundleCorruptError, BundleUnusableError
 from serving.index import ItemIndex
 from serving.ranker import Ranker
@@ -215,14 +216,6 @@ def check_fit(bundle: Bundle) -> None:
         raise BundleCorruptError(f"golden queries: their arrays are not {queries}")
 
 
-def session(model: bytes) -> ort.InferenceSession:
-    """A tower, on one thread: ORT's spinning pool would fight FAISS for the cores."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
 def parse_index(content: bytes, manifest: Manifest) -> ItemIndex:
     """An index from verified bytes; FAISS may allocate no more than the bytes could hold."""
     faiss.set_deserialization_vector_byte_limit(max(2 * len(content), 1 << 20))
@@ -249,8 +242,3 @@ def parse_archive(content: bytes) -> dict[str, np.ndarray]:
     """The arrays of an .npz; object arrays are refused."""
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
-
-
-def first_line(error: Exception) -> str:
-    """The start of another library's message."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

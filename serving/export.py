@@ -22,6 +22,7 @@ from esr_trainer.towers import EarlyStageRanker, Tower
 from esr_trainer.whole_directory import numbered, remove_unfinished, sha256, sole_writer, written_whole
 from serving import bundle
 from serving.bundle import Manifest
+from serving.export_ranker import write_ranker
 from serving.retriever import Retriever
 
 NUM_GOLDEN = 64
@@ -86,6 +87,8 @@ def write_bundle(directory: Path, checkpoint: Checkpoint, policy: EarlyStageRank
         )
         write_tower(directory / bundle.ITEM_TOWER, ExportedTower(policy.item_tower), items)
         write_index(directory / bundle.INDEX, policy)
+        if ranker := checkpoint.ranker():
+            write_ranker(directory / bundle.RANKER, ranker, contexts.ids, items.ids)
         write_golden_queries(directory / bundle.GOLDEN, policy, checkpoint.config.candidates)
     np.save(directory / bundle.ITEM_IDS, np.array(items.ids), allow_pickle=False)
     np.save(directory / bundle.CONTEXT_IDS, np.array(contexts.ids), allow_pickle=False)

@@ -36,23 +36,29 @@ class Ranker:
         self.by_row = INPUTS[names] == "tensor(int64)"
         self.item_ids = np.array(item_ids, dtype=object)
 
-    def order(self, context_id: str, context_row: int | None, items: np.ndarray) -> np.ndarray | None:
-        """Positions of the candidates by falling score, ties in the candidates' order.
+    def knows(self, context_id: str, context_row: int | None) -> bool:
+        """Whether the model can be asked about a context."""
+        return context_row is not None if self.by_row else bool(context_id)
+
+    def order(self, context_id: str, context_row: int | None, items: np.ndarray) -> np.ndarray:
+        """Positions of the candidates by falling score, ties in the candidates' order: (K,) -> (K,)."""
+        order: np.ndarray = np.argsort(-self.scores(context_id, context_row, items), kind="stable")
+        return order
+
+    def scores(self, context_id: str, context_row: int | None, items: np.ndarray) -> np.ndarray:
+        """Scores of one context's candidates.
 
         Args:
-            context_id: the context's own id, or empty.
-            context_row: its row in the bundle, or None.
+            context_id: the context's own id, for a model that asks for ids.
+            context_row: its row in the bundle, for a model that asks for rows.
             items: rows of the candidates, (K,).
 
         Returns:
-            (K,), or None where the ranker cannot know the context.
+            (K,) float32.
 
         Raises:
             BundleCorruptError: the model fails, or a score is not finite.
         """
-        known = context_row is not None if self.by_row else bool(context_id)
-        if not known:
-            return None
         context = np.array([context_row]) if self.by_row else np.array([context_id], dtype=object)
         candidates = items if self.by_row else self.item_ids[items]
         try:
@@ -61,5 +67,5 @@ class Ranker:
             raise BundleCorruptError("ranker.onnx cannot be run") from error
         if scores.shape != (1, len(items)) or not np.isfinite(scores).all():
             raise BundleCorruptError("ranker.onnx gives scores of another shape, or that are not finite")
-        order: np.ndarray = np.argsort(-scores[0], kind="stable")
-        return order
+        result: np.ndarray = scores[0]
+        return result

@@ -210,12 +210,9 @@ class Retriever:
         degradations = [] if one.context.is_known else [Degradation.COLD_START]
         slate: list[int] = []
         if one.query.num_slots:
-            assert self.bundle.ranker is not None
-            order = self.bundle.ranker.order(one.query.context_id, one.context.row, picked.rows)
-            if order is None:
+            slate = self.order(one, picked).tolist()[: one.query.num_slots]
+            if not self.is_ranked(one):
                 degradations.append(Degradation.UNRANKED)
-                order = np.arange(len(picked.rows))
-            slate = order[: one.query.num_slots].tolist()
         return Answer(
             item_ids=[names[row] for row in picked.rows.tolist()],
             scores=picked.scores.tolist(),
@@ -226,6 +223,16 @@ class Retriever:
             slate_probabilities=[1.0] * len(slate),
             degradations=degradations,
         )
+
+    def is_ranked(self, one: Checked) -> bool:
+        """Whether the late-stage ranker knows a query's context."""
+        return self.bundle.ranker is not None and self.bundle.ranker.knows(one.query.context_id, one.context.row)
+
+    def order(self, one: Checked, picked: Picked) -> np.ndarray:
+        """Positions of the candidates as the late-stage ranker orders them, or as they are where it cannot: (K,)."""
+        if self.bundle.ranker is None or not self.is_ranked(one) or not len(picked.rows):
+            return np.arange(len(picked.rows))
+        return self.bundle.ranker.order(one.query.context_id, one.context.row, picked.rows)
 
     def check_golden_queries(self) -> None:
         """Answer the golden queries; items and scores must be those of the model that was exported.

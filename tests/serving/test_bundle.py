@@ -4,6 +4,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import onnx
 import pytest
 
 from serving.bundle import REQUIRED, latest_version, load_bundle
@@ -47,6 +48,18 @@ def rewrite(directory: Path, name: str, content: bytes) -> None:
 def test_a_file_that_cannot_be_parsed_is_refused(name: str, copied: Path) -> None:
     rewrite(copied / "1", name, b"not what it should be")
     with pytest.raises(BundleCorruptError, match="cannot be parsed"):
+        Retriever.open(copied)
+
+
+@pytest.mark.parametrize("name", ["user_tower.onnx", "ranker.onnx"])
+def test_weights_in_other_files_are_refused(name: str, copied: Path) -> None:
+    model = onnx.load_from_string((copied / "1" / "user_tower.onnx").read_bytes())
+    for tensor in model.graph.initializer:
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="../../../etc/passwd")
+    rewrite(copied / "1", name, model.SerializeToString())
+    with pytest.raises(BundleCorruptError, match="keeps weights in other files"):
         Retriever.open(copied)
 
 
