@@ -9,7 +9,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -99,7 +99,7 @@ async def measure(
     """
     options = [("grpc.use_local_subchannel_pool", 1)]
     channels = [grpc.aio.insecure_channel(address, options=options) for _ in range(CHANNELS)]
-    stubs = [channel.unary_unary(method.path) for channel in channels]  # bytes in, bytes out
+    stubs: list[Any] = [channel.unary_unary(method.path) for channel in channels]  # bytes in, bytes out
 
     async def call(number: int) -> object:
         return await stubs[number % CHANNELS](method.requests[number % len(method.requests)], timeout=10)

@@ -36,7 +36,7 @@ class Loadtest(Command):
     seconds: PositiveFloat = 5.0
     """Of each measurement."""
     repeats: PositiveInt = 3
-    """How often the closed loops are measured, in turn; medians are compared, so that a busy moment is nobody's fault."""
+    """How often the closed loops are measured, in turn; medians count, so that a busy moment is nobody's fault."""
     workers: PositiveInt = 1
     """Processes of the server."""
     out: Path | None = None

@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Protocol
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
@@ -118,18 +119,33 @@ async def settled(waiting: "asyncio.Future[bytes] | ServingError") -> bytes:
 
 
 def handler(method: Callable[[Any, Context], Awaitable[Any]], request: Any, serialize: Callable[[Any], bytes]) -> Any:
-    """A method's handler; a ServingError ends the call with its status, anything else with INTERNAL."""
+    """A method's handler; a ServingError ends the call with its status, anything else with INTERNAL.
 
-    async def handle(message: Any, context: Context) -> Any:
+    Messages are parsed here and not by gRPC, which would answer what it cannot parse with UNKNOWN and Python's names.
+    """
+
+    async def handle(message: bytes, context: Context) -> Any:
         try:
-            return await method(message, context)
+            return await method(parsed(request, message), context)
         except ServingError as error:
             await refuse(context, error)
         except Exception:
             log.exception("%s failed", method.__name__)
             await refuse(context, InternalError("internal error; the server's log has it"))
 
-    return grpc.unary_unary_rpc_method_handler(handle, request.FromString, serialize)
+    return grpc.unary_unary_rpc_method_handler(handle, bytes, serialize)
+
+
+def parsed(message: Any, content: bytes) -> Any:
+    """A message from the wire.
+
+    Raises:
+        InvalidRequestError: it is none.
+    """
+    try:
+        return message.FromString(content)
+    except DecodeError as error:
+        raise InvalidRequestError("request", f"({len(content)} bytes) is no {message.DESCRIPTOR.full_name}") from error
 
 
 async def refuse(context: Context, error: ServingError) -> NoReturn:

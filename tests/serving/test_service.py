@@ -134,20 +134,6 @@ def test_who_comes_when_it_is_full_is_turned_away_with_a_time_to_come_back(bundl
         assert len(stub.BatchRetrieve(ten, timeout=5).results) == 10
 
 
-def test_work_stops_at_the_deadline(bundles: Path, retriever: Retriever) -> None:
-    draws = [
-        wire.RetrieveRequest(context_id=str(row), num_candidates=500, sampling=wire.Sampling(seed=row))
-        for row in range(1000)
-    ]
-    with serving(bundles) as (_, address), grpc.insecure_channel(address) as channel:
-        stub = retrieval_pb2_grpc.RetrievalServiceStub(channel)
-        with pytest.raises(grpc.RpcError) as raised:
-            stub.BatchRetrieve(wire.BatchRetrieveRequest(requests=draws), timeout=0.05)
-        assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        # what nobody waits for is not computed: there is room at once, for all that may be in flight
-        assert len(stub.BatchRetrieve(wire.BatchRetrieveRequest(requests=draws[:1] * 1000), timeout=30).results) == 1000
-
-
 def test_an_unknown_context_is_answered_as_configured(bundles: Path) -> None:
     with (
         serving(bundles, "--unknown-context", "cold-start") as (_, address),
