@@ -91,8 +91,8 @@ def check(feedback: Feedback) -> None:
     if stranger := set(slate).difference(feedback.shown.candidates):
         raise FeedbackRefusedError("slate", f"({min(stranger)[:QUOTED]}) must be among the candidates")
     if feedback.lsr_probabilities:
-        _check_numbers("lsr_probabilities", feedback.lsr_probabilities, num_slots, _is_probability, "in (0, 1]")
-    _check_numbers("rewards", feedback.rewards, num_slots, math.isfinite, "a finite number")
+        _check_numbers("lsr_probabilities", feedback.lsr_probabilities, num_slots, _are_probabilities, "in (0, 1]")
+    _check_numbers("rewards", feedback.rewards, num_slots, _are_finite, "a finite number")
     if feedback.time.utcoffset() != timedelta(0):
         raise FeedbackRefusedError("time", f"({feedback.time}) must be in UTC")
 
@@ -109,13 +109,13 @@ def _check_shown(shown: Shown) -> None:
         raise FeedbackRefusedError("model_version", f"({shown.model_version}) must be from 1 to 2^63 - 1")
     _check_items("candidates", shown.candidates)
     num_candidates = len(shown.candidates)
-    _check_numbers("experts", shown.experts, num_candidates, _is_expert, "from 0 to 2^31 - 1")
+    _check_numbers("experts", shown.experts, num_candidates, _are_experts, "from 0 to 2^31 - 1")
     if shown.mode not in MODES:
         raise FeedbackRefusedError("mode", f"({str(shown.mode)[:QUOTED]!a}) must be one of {', '.join(MODES)}")
     log_probability = shown.log_probability
     if shown.mode == "sampled":
         propensities = shown.inclusion_propensities
-        _check_numbers("inclusion_propensities", propensities, num_candidates, _is_probability, "in (0, 1]")
+        _check_numbers("inclusion_propensities", propensities, num_candidates, _are_probabilities, "in (0, 1]")
         if log_probability is None or not -math.inf < log_probability <= 0:
             raise FeedbackRefusedError("log_probability", f"({log_probability}) must be finite and at most 0")
     elif shown.inclusion_propensities or log_probability is not None:
@@ -143,22 +143,26 @@ def _check_text(field: str, texts: Collection[str]) -> None:
 
 
 def _check_numbers(
-    field: str, values: Sequence[Number], count: int, holds: Callable[[Number], bool], rule: str
+    field: str, values: Sequence[Number], count: int, hold: Callable[[Sequence[Number]], bool], rule: str
 ) -> None:
     if len(values) != count:
         owner = "slot of the slate" if field in Feedback._fields else "candidate"
         raise FeedbackRefusedError(field, f"(length {len(values)}) must have one value per {owner}, {count}")
-    if not all(map(holds, values)):
-        position = next(position for position, value in enumerate(values) if not holds(value))
+    if not hold(values):
+        position = next(position for position, value in enumerate(values) if not hold((value,)))
         raise FeedbackRefusedError(f"{field}[{position}]", f"({values[position]}) must be {rule}")
 
 
-def _is_probability(value: float) -> bool:
-    return 0 < value <= 1
+def _are_finite(values: Sequence[float]) -> bool:
+    return all(map(math.isfinite, values))
 
 
-def _is_expert(value: int) -> bool:
-    return 0 <= value < 1 << 31
+def _are_probabilities(values: Sequence[float]) -> bool:
+    return _are_finite(values) and min(values) > 0 and max(values) <= 1  # min and max are wrong about NaN
+
+
+def _are_experts(values: Sequence[int]) -> bool:
+    return min(values) >= 0 and max(values) < 1 << 31
 
 
 def _is_utf8(text: str) -> bool:

@@ -1,10 +1,10 @@
 """The tables of a feedback log. Lists are JSON in text columns: exact, and readable by SQL's own JSON functions."""
 
-import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic_core import from_json, to_json
 
 from esr_trainer.feedback_record import COLUMNS, MAX_REQUEST_ID
 from esr_trainer.feedback_store import FeedbackLogUnusableError
@@ -19,15 +19,14 @@ class JsonList(sa.types.TypeDecorator[tuple[Any, ...]]):
 
     impl = sa.Text
     cache_ok = True
-    _encode = staticmethod(json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode)
 
     def process_bind_param(self, value: Any, dialect: sa.Dialect) -> str:
         """To the database."""
-        return self._encode(value)
+        return to_json(value).decode()
 
     def process_result_value(self, value: Any, dialect: sa.Dialect) -> tuple[Any, ...]:
         """From the database."""
-        return tuple(json.loads(value))
+        return tuple(from_json(value))
 
 
 class UtcMicroseconds(sa.types.TypeDecorator[datetime]):
