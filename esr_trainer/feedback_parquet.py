@@ -43,8 +43,11 @@ def export(source: str, to: Path, since: datetime | None = None) -> int:
             count += len(page)
             yield pl.DataFrame(map(values_of, page), schema=SCHEMA, orient="row")
 
-    with file_written_whole(to) as temporary:
-        register_io_source(tables, schema=SCHEMA).sink_parquet(temporary, row_group_size=ROW_GROUP)
+    try:
+        with file_written_whole(to) as temporary:
+            register_io_source(tables, schema=SCHEMA).sink_parquet(temporary, row_group_size=ROW_GROUP)
+    except (pl.exceptions.PolarsError, TypeError) as error:
+        raise UsageError(f"to ({to}) cannot be written: {str(error).splitlines()[0]}") from error
     return count
 
 

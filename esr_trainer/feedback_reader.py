@@ -32,7 +32,7 @@ class VersionCount(NamedTuple):
 
 
 def read(source: str, since: datetime | None = None, timeout: float = TIMEOUT) -> Iterator[Feedback]:
-    """The records of a log, in the order of their times; those that come meanwhile are left out.
+    """The records of a log in the order of their times (a Parquet file in its own); what comes meanwhile is left out.
 
     Args:
         source: a database's URL, or the path of an SQLite or Parquet file.

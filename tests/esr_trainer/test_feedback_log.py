@@ -1,11 +1,14 @@
 """One contract over SQLite and a real PostgreSQL; then what each of the two can suffer."""
 
 import os
+import random
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -68,6 +71,11 @@ def writer(url: str, *arguments: int) -> subprocess.Popen[str]:
 def shown(number: int, **changes: Any) -> Feedback:
     record = feedback(number)
     return record._replace(shown=record.shown._replace(**changes))
+
+
+def large(number: int) -> Feedback:
+    """A record of some kilobytes that no compression makes small."""
+    return shown(number, context_id="".join(map(str, random.Random(number).choices(range(1 << 62), k=50))))
 
 
 def unavailable(action: Callable[[], object]) -> str:
@@ -184,6 +192,15 @@ def test_processes_that_start_and_write_at_once_record_each_request_once(url: st
         news += [line.split()[0] for line in out.splitlines() if line.endswith("new")]
     assert sorted(news, key=int) == [str(number) for number in range(120)]
     assert list(read(url)) == [feedback(number) for number in range(120)]
+
+
+def test_threads_share_a_log(url: str) -> None:
+    with FeedbackLog.open(url) as log, ThreadPoolExecutor(4) as threads:
+        parts = [[feedback(number + offset) for offset in range(3)] for number in range(60)]
+        outcomes = list(threads.map(log.record, parts))
+    assert sum(part.count(NEW) for part in outcomes) == 62
+    assert not any(CONFLICT in part for part in outcomes)
+    assert list(read(url)) == [feedback(number) for number in range(62)]
 
 
 def test_what_was_acknowledged_survives_a_killed_writer(url: str) -> None:
@@ -401,10 +418,9 @@ def test_a_table_that_is_no_export_is_refused(tmp_path: Path) -> None:
 # SQLite
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mount a disk of its own, or mount it again with other options."""
-    path = tmp_path / "disk"
+@contextmanager
+def disk_at(path: Path) -> Iterator[Callable[[str], Path]]:
+    """What mounts a disk of its own there, or mounts it again with other options."""
     path.mkdir()
 
     def mount(options: str) -> Path:
@@ -415,28 +431,44 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
             pytest.skip(f"cannot mount a disk: {done.stderr.strip()}")
         return path
 
-    yield mount
-    if path.is_mount():
-        subprocess.run(["umount", "--lazy", str(path)], check=True)
+    try:
+        yield mount
+    finally:
+        if path.is_mount():
+            subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """See `disk_at`."""
+    with disk_at(tmp_path / "disk") as mount:
+        yield mount
+
+
+def fill(log: FeedbackLog) -> tuple[int, str]:
+    """Record until it fails: how many were acknowledged, and what was said."""
+    recorded = 0
+
+    def record() -> None:
+        nonlocal recorded
+        while True:
+            assert set(log.record([large(number) for number in range(recorded, recorded + 10)])) == {NEW}
+            recorded += 10
+
+    said = unavailable(record)
+    assert said == unavailable(record), "the same again"
+    assert recorded > 0
+    return recorded, said
 
 
 def test_a_full_disk_is_said_and_survived(disk: Callable[[str], Path]) -> None:
     url = f"sqlite:///{disk('size=256k')}/feedback.db"
-    recorded = 0
     with FeedbackLog.open(url) as log:
-
-        def fill() -> None:
-            nonlocal recorded
-            while True:
-                assert log.record([feedback(recorded, num_candidates=50)]) == [NEW]
-                recorded += 1
-
-        assert unavailable(fill) == "the feedback log cannot be written: the disk is full"
-        assert recorded > 5
-        assert "full" in unavailable(fill)
+        recorded, said = fill(log)
+        assert said == "the feedback log cannot be written: the disk is full"
         disk("size=8m")
-        assert log.record([feedback(recorded, num_candidates=50)]) == [NEW]
-    assert list(read(url)) == [feedback(number, num_candidates=50) for number in range(recorded + 1)]
+        assert log.record([large(recorded)]) == [NEW]
+    assert list(read(url)) == [large(number) for number in range(recorded + 1)]
 
 
 def test_a_read_only_directory_is_said_and_survived(disk: Callable[[str], Path]) -> None:
@@ -545,6 +577,23 @@ def test_a_log_outlives_the_server(postgres: PostgresServer) -> None:
         postgres.stop()
         postgres.start()
         assert log.record([feedback(2)]) == [NEW], "a restart between two calls is not noticed"
+
+
+def test_a_full_disk_of_the_server_is_said_and_survived(postgres: PostgresServer) -> None:
+    with disk_at(postgres.directory / "disk") as mount, postgres.session() as connection:
+        path = mount("size=11m")
+        if postgres.user:
+            shutil.chown(path, postgres.user)
+        connection.exec_driver_sql(f"CREATE TABLESPACE small LOCATION '{path}'")
+        url = postgres.new_database("TABLESPACE small")
+        with FeedbackLog.open(url) as log:
+            recorded, said = fill(log)
+            assert said == "the feedback log cannot be written: PostgreSQL's disk is full"
+            mount("size=32m")
+            assert log.record([large(recorded)]) == [NEW]
+        assert list(read(url)) == [large(number) for number in range(recorded + 1)]
+        connection.exec_driver_sql(f"DROP DATABASE {sa.make_url(url).database} WITH (FORCE)")
+        connection.exec_driver_sql("DROP TABLESPACE small")
 
 
 def test_a_database_of_another_encoding_is_refused(postgres: PostgresServer) -> None:
