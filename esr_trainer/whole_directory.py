@@ -1,5 +1,6 @@
-"""Directories that are there whole or not at all: a temporary name, fsync, rename, and a SHA-256 of every file."""
+"""Directories and files that are there whole or not at all (a temporary name, fsync, rename), and SHA-256 of files."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -35,6 +36,29 @@ def written_whole(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    fsync(target.parent)
+
+
+@contextmanager
+def file_written_whole(target: Path) -> Iterator[Path]:
+    """Give a temporary path to write; the file becomes `target` when the block ends without an error.
+
+    Raises:
+        FileExistsError: `target` is already there.
+    """
+    temporary = target.parent / f"{TEMPORARY}{target.name}-{os.getpid()}"
+    already = FileExistsError(errno.EEXIST, "is already there", str(target))
+    if target.exists():
+        raise already
+    try:
+        yield temporary
+        fsync(temporary)
+        try:
+            os.link(temporary, target)  # a rename would replace what came meanwhile
+        except FileExistsError:
+            raise already from None
+    finally:
+        temporary.unlink(missing_ok=True)
     fsync(target.parent)
 
 

@@ -10,6 +10,7 @@ from pydantic_settings import CliPositionalArg, CliSubCommand
 
 from esr_trainer.command_line import Command, Options, UsageError, main, note, show
 from serving.errors import BundleCorruptError, BundleUnusableError, ServingError
+from serving.log_commands import Log
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -105,6 +106,8 @@ class Serving(Options):
     """Answer over gRPC with the highest version of a bundle root."""
     retrieve: CliSubCommand[Retrieve]
     """Ask a server for the candidates of one context."""
+    log: CliSubCommand[Log]
+    """Look into a feedback log, or export it."""
 
     def cli_cmd(self) -> None:
         """Run the subcommand."""

@@ -4,6 +4,7 @@
     ├── InvalidRequestError      INVALID_ARGUMENT, with the field's violation
     ├── UnknownContextError      NOT_FOUND
     ├── UnsupportedError         FAILED_PRECONDITION: the served model cannot do what is asked
+    ├── AlreadyRecordedError     ALREADY_EXISTS: other feedback was recorded for the request id
     ├── OverloadedError          RESOURCE_EXHAUSTED, with retry info: too many queries in flight
     ├── NotServingError          UNAVAILABLE: loading or draining, or the feedback log cannot be written
     ├── DeadlinePassedError      DEADLINE_EXCEEDED: nobody waits for the answer any more
@@ -39,6 +40,10 @@ class UnknownContextError(ServingError):
 
 class UnsupportedError(ServingError):
     """The served model cannot do what is asked."""
+
+
+class AlreadyRecordedError(ServingError):
+    """Other feedback was recorded for the same request id."""
 
 
 class OverloadedError(ServingError):
@@ -77,6 +82,7 @@ STATUS: Mapping[type[ServingError], grpc.StatusCode] = {
     InvalidRequestError: grpc.StatusCode.INVALID_ARGUMENT,
     UnknownContextError: grpc.StatusCode.NOT_FOUND,
     UnsupportedError: grpc.StatusCode.FAILED_PRECONDITION,
+    AlreadyRecordedError: grpc.StatusCode.ALREADY_EXISTS,
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     NotServingError: grpc.StatusCode.UNAVAILABLE,
     DeadlinePassedError: grpc.StatusCode.DEADLINE_EXCEEDED,

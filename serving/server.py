@@ -44,7 +44,7 @@ async def serve(root: Path, host: str, port: int, ready: Callable[[Retriever, st
     retriever = Retriever.open(root)
     # Linux would let a second server share the port and take half of the requests: that is an error here.
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    RetrievalService(Fixed(retriever), Dispatcher(1000), 1024, 4 << 20).add_to(server)
+    RetrievalService(Fixed(retriever), Dispatcher(1024), None, 1024, 4 << 20).add_to(server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection((NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

@@ -14,7 +14,8 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from serving.dispatcher import Dispatcher
-from serving.errors import STATUS, InternalError, InvalidRequestError, OverloadedError, ServingError
+from serving.errors import STATUS, InternalError, InvalidRequestError, OverloadedError, ServingError, UnsupportedError
+from serving.feedback import FeedbackRecorder, feedback_of
 from serving.messages import query_of, remaining, response_of, result_field
 from serving.retriever import Retriever
 from serving.wire import retrieval_pb2
@@ -38,9 +39,17 @@ class Active(Protocol):
 class RetrievalService:
     """Answers with the active version."""
 
-    def __init__(self, versions: Active, dispatcher: Dispatcher, max_batch: int, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        versions: Active,
+        dispatcher: Dispatcher,
+        recorder: FeedbackRecorder | None,
+        max_batch: int,
+        max_message_bytes: int,
+    ) -> None:
         self.versions = versions
         self.dispatcher = dispatcher
+        self.recorder = recorder
         self.max_batch = max_batch
         self.max_message_bytes = max_message_bytes
 
@@ -75,6 +84,13 @@ class RetrievalService:
                 if isinstance(one, asyncio.Future):
                     one.cancel()
 
+    async def record_feedback(self, request: Any, context: Context) -> Any:
+        """Write what came of an answer; durable when this returns."""
+        feedback = feedback_of(request)
+        if self.recorder is None:
+            raise UnsupportedError("RecordFeedback: this server was started without a feedback log")
+        return retrieval_pb2.RecordFeedbackResponse(is_new=await self.recorder.record(feedback))
+
     async def get_model(self, request: Any, context: Context) -> Any:
         """Say which model answers and what it can be asked."""
         bundle = self.versions.active.bundle
@@ -103,6 +119,9 @@ class RetrievalService:
         handlers = {
             "Retrieve": handler(self.retrieve, wire.RetrieveRequest, bytes),
             "BatchRetrieve": handler(self.batch_retrieve, wire.BatchRetrieveRequest, bytes),
+            "RecordFeedback": handler(
+                self.record_feedback, wire.RecordFeedbackRequest, wire.RecordFeedbackResponse.SerializeToString
+            ),
             "GetModel": handler(self.get_model, wire.GetModelRequest, wire.GetModelResponse.SerializeToString),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers),))

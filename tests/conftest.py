@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.postgres import PostgresServer, postgres_server
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -71,6 +73,13 @@ def serving(root: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str]
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server."""
+    with postgres_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
