@@ -8,18 +8,11 @@ Axes: B batch, M experts, N items, D embedding dimension, K candidates.
 from pathlib import Path
 from typing import NamedTuple, Self
 
-import faiss
 import numpy as np
 
 from serving.bundle import Bundle, latest_version, load_bundle
-from serving.errors import BundleCorruptError, InvalidRequestError, UnknownContextError
-
-SCORE_TOLERANCE = 1e-3
-"""How far a golden query's scores may be from the exporting machine's, relative to the largest."""
-
-
-SWAPPED = 0.02
-"""Share of the golden queries' items that may differ: items whose scores tie can swap on another processor."""
+from serving.errors import InvalidRequestError, UnknownContextError
+from serving.golden_queries import check_answers
 
 
 class Candidates(NamedTuple):
@@ -36,7 +29,6 @@ class Retriever:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         self._row_of = {context_id: row for row, context_id in enumerate(bundle.context_ids)}
-        faiss.omp_set_num_threads(1)  # holds for the calling thread: one request, one thread
 
     @classmethod
     def open(cls, root: str | Path, version: int | None = None) -> Self:
@@ -87,8 +79,6 @@ class Retriever:
     def pick(self, embeddings: np.ndarray, num_candidates: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Expert by expert, each its quota of the best items that no earlier expert took.
 
-        An expert's first K_1 + ... + K_m items are enough: at most K_1 + ... + K_{m-1} of them are taken.
-
         Args:
             embeddings: (B, M, D).
             num_candidates: K.
@@ -96,43 +86,16 @@ class Retriever:
         Returns:
             Item rows (B, K), scores (B, K), and the expert of each position (K,).
         """
-        num_items = self.bundle.manifest.num_items
-        share, rest = divmod(num_candidates, embeddings.shape[1])
-        rows = np.empty((len(embeddings), num_candidates), np.int64)
-        scores = np.empty((len(embeddings), num_candidates), np.float32)
-        experts = np.empty(num_candidates, np.int64)
-        start = 0
-        for expert in range(min(embeddings.shape[1], num_candidates)):
-            end = start + share + (expert < rest)
-            block = faiss.IDSelectorRange(expert * num_items, (expert + 1) * num_items)
-            best_scores, best = self.bundle.index.search(
-                np.ascontiguousarray(embeddings[:, expert]),
-                end,
-                params=faiss.SearchParameters(sel=block),  # type: ignore[call-arg]
-            )
-            best -= expert * num_items
-            for query in range(len(embeddings) if start else 0):
-                free = np.flatnonzero(~np.isin(best[query], rows[query, :start]))[: end - start]
-                best[query, : end - start] = best[query, free]
-                best_scores[query, : end - start] = best_scores[query, free]
-            rows[:, start:end] = best[:, : end - start]
-            scores[:, start:end] = best_scores[:, : end - start]
-            experts[start:end] = expert
-            start = end
-        return rows, scores, experts
+        picked = self.bundle.index.pick(embeddings, num_candidates)
+        rows, scores = np.stack([one.rows for one in picked]), np.stack([one.scores for one in picked])
+        return rows, scores, picked[0].experts
 
     def check_golden_queries(self) -> None:
         """Answer the golden queries; items and scores must be those of the model that was exported.
 
         Raises:
-            BundleCorruptError: more items or larger scores differ than ties and rounding explain.
+            BundleCorruptError: more items or larger scores differ than recall, ties and rounding explain.
         """
-        golden = self.bundle.golden
-        expected = golden["scores"]
-        rows, scores, _ = self.pick(self.embed(golden["contexts"]), expected.shape[1])
-        other = float((rows != golden["candidates"]).mean())
-        if other > SWAPPED:
-            raise BundleCorruptError(f"golden queries are answered otherwise: {other:.0%} of the items differ")
-        if not np.allclose(scores, expected, rtol=0, atol=SCORE_TOLERANCE * max(1.0, float(np.abs(expected).max()))):
-            worst = float(np.abs(scores - expected).max())
-            raise BundleCorruptError(f"golden queries are answered otherwise: scores differ by up to {worst:.2g}")
+        golden, manifest = self.bundle.golden, self.bundle.manifest
+        picked = self.bundle.index.pick(self.embed(golden["contexts"]), manifest.num_candidates)
+        check_answers(picked, golden, manifest.num_experts, manifest.recall)
