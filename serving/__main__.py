@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat
 from pydantic_settings import CliPositionalArg, CliSubCommand
@@ -22,6 +22,11 @@ class Export(Command):
     """Run or checkpoint directory of esr_trainer."""
     out: Path = Path("bundles")
     """Bundle root; the bundle is written whole as <root>/<next integer>."""
+    index: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
+    """Kind of index: flat is exact; ivf (clusters) and hnsw (a graph) are faster from some 50,000 items on, and take
+    minutes to build for a million; auto is flat up to 100,000 items, then ivf."""
+    min_recall: float = Field(default=0.95, ge=0, le=1)
+    """The least share of the exact candidates, on the golden queries, with which a bundle is published."""
 
     def run(self) -> Mapping[str, Any]:
         """Export."""
@@ -31,10 +36,29 @@ class Export(Command):
             raise UsageError(
                 f"export needs the training packages ({error.name} is missing): install '.[train]'"
             ) from error
-        directory = export(self.run_directory, self.out)
-        print(f"bundle: {directory} (torch, ONNX Runtime and FAISS give the same candidates)")
-        print(f"next: python -m serving serve {self.out}")
-        return {"bundle": str(directory), "version": int(directory.name)}
+        directory = export(self.run_directory, self.out, self.index, self.min_recall)
+        return published(directory)
+
+
+def published(directory: Path) -> Mapping[str, Any]:
+    """Say which bundle is there now."""
+    from serving.bundle import read_manifest
+
+    manifest = read_manifest(directory)
+    found = (
+        "torch, ONNX Runtime and FAISS give the same candidates"
+        if manifest.index == "flat"
+        else f"{manifest.index} index, recall@{manifest.num_candidates} {manifest.recall:.4f} on the golden queries"
+    )
+    print(f"bundle: {directory} ({found})")
+    print(f"next: python -m serving serve {directory.parent}")
+    return {
+        "bundle": str(directory),
+        "version": int(directory.name),
+        "items": manifest.num_items,
+        "index": manifest.index,
+        "recall": manifest.recall,
+    }
 
 
 class Serve(Command):

@@ -9,19 +9,21 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-import faiss
 import numpy as np
 import onnxruntime as ort
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from esr_trainer.onnx_session import first_line, session
 from serving.errors import BundleCorruptError, BundleUnusableError
 from serving.index import ItemIndex
+from serving.index_files import ALIGNMENT, FLAT_HEADER, IndexFacts, file_names, parse_item_index
 from serving.ranker import Ranker
 
 SCHEMA_VERSION = 1
@@ -33,7 +35,8 @@ USER_TOWER = "user_tower.onnx"
 ITEM_TOWER = "item_tower.onnx"
 """int64 bags, one (B, P) input per item feature, -1 pads -> embeddings, (B, M, D) float32; only hashed by a server."""
 INDEX = "items.faiss"
-"""Inner-product index of M * N vectors of D: expert m's vector of item i is number m * N + i."""
+"""Inner-product index. A flat one holds M * N vectors of D: expert m's vector of item i is number m * N + i. Of another
+kind there is one index of N vectors per expert: those of the experts after the first are in items_<m>.faiss."""
 ITEM_IDS = "item_ids.npy"
 """The items' own ids, (N,) strings."""
 CONTEXT_IDS = "context_ids.npy"
@@ -73,7 +76,7 @@ class Manifest(BaseModel):
     """C."""
     num_items: int = Field(gt=0)
     """N."""
-    num_experts: int = Field(gt=0)
+    num_experts: int = Field(gt=0, le=1000)
     """M."""
     embedding_dim: int = Field(gt=0)
     """D."""
@@ -83,12 +86,39 @@ class Manifest(BaseModel):
     """K_m as trained."""
     metric: Literal["inner_product"]
     """Score of an item under an expert: <user embedding, item embedding>, the logit."""
-    index: Literal["flat"]
+    index: Literal["flat", "ivf", "hnsw"]
     """Kind of index; flat is exact."""
+    nprobe: int | None = Field(default=None, gt=0)
+    """Clusters that an ivf index reads for K candidates."""
+    ef_search: int | None = Field(default=None, gt=0)
+    """Length of the queue with which an hnsw index is walked for K candidates."""
+    recall: float = Field(default=1.0, ge=0, le=1)
+    """The share of the golden queries' exact candidates that the index finds: recall@K."""
+    parent: int | None = Field(default=None, gt=0)
+    """The version that this one was made of by adding and removing items; none if it was exported."""
     dtype: Literal["float32"]
     """Type of embeddings and scores."""
     files: dict[str, BundleFile]
     """Every other file of the bundle."""
+
+    @property
+    def index_files(self) -> tuple[str, ...]:
+        """The files of the index, in the order of the experts."""
+        return file_names(self.index, self.num_experts)
+
+    @property
+    def index_facts(self) -> IndexFacts:
+        """What the index must be."""
+        effort = self.nprobe or self.ef_search or 0
+        return IndexFacts(self.index, self.num_experts, self.num_items, self.embedding_dim, effort, self.num_candidates)
+
+    @model_validator(mode="after")
+    def check_effort(self) -> Self:
+        """An approximate index needs to know how hard to search."""
+        needed = {"flat": [], "ivf": ["nprobe"], "hnsw": ["ef_search"]}[self.index]
+        if [name for name in ("nprobe", "ef_search") if getattr(self, name) is not None] != needed:
+            raise ValueError(f"index ({self.index}) needs {' and '.join(needed) or 'neither nprobe nor ef_search'}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -136,7 +166,7 @@ def read_manifest(directory: Path) -> Manifest:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         raise BundleCorruptError(f"{MANIFEST}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
-    missing = [name for name in REQUIRED if name not in manifest.files]
+    missing = [name for name in dict.fromkeys((*REQUIRED, *manifest.index_files)) if name not in manifest.files]
     if missing:
         raise BundleCorruptError(f"{MANIFEST} does not name {', '.join(missing)}")
     return manifest
@@ -144,19 +174,49 @@ def read_manifest(directory: Path) -> Manifest:
 
 def verified_bytes(directory: Path, manifest: Manifest, name: str) -> bytes:
     """One file's bytes, after their size and SHA-256 were checked."""
+    return verified_array(directory, manifest, name).tobytes()
+
+
+def verified_array(directory: Path, manifest: Manifest, name: str) -> np.ndarray:
+    """One file's bytes, uint8, after their size and SHA-256 were checked; a flat index's floats are aligned in memory.
+
+    The file is read once: what is hashed is what will be parsed, whatever happens to the file meanwhile.
+    """
     expected = manifest.files[name]
-    path = directory / name
+    room = np.empty(expected.size + ALIGNMENT, np.uint8)
+    start = -(room.ctypes.data + FLAT_HEADER.size) % ALIGNMENT
+    content = room[start : start + expected.size]
+    with opened(directory, manifest, name) as file:
+        size = file.readinto(content.data)
+    check_hash(name, hashlib.sha256(content.data[:size]).hexdigest(), expected)
+    return content
+
+
+def verify(directory: Path, manifest: Manifest, name: str) -> None:
+    """Check the size and SHA-256 of a file that is not parsed, without holding it."""
+    with opened(directory, manifest, name) as file:
+        check_hash(name, hashlib.file_digest(file, "sha256").hexdigest(), manifest.files[name])
+
+
+@contextmanager
+def opened(directory: Path, manifest: Manifest, name: str) -> Iterator[BufferedReader]:
+    """A file of the manifest's size."""
+    path, expected = directory / name, manifest.files[name]
     if not path.is_file():
         raise BundleCorruptError(f"{name} is missing")
     if path.stat().st_size != expected.size:
         raise BundleCorruptError(f"{name} has {path.stat().st_size} bytes, not {expected.size}")
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            yield file
     except OSError as error:
         raise BundleUnusableError(f"{name} cannot be read: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != expected.sha256:
+
+
+def check_hash(name: str, found: str, expected: BundleFile) -> None:
+    """Refuse a file that is not the one that the manifest names."""
+    if found != expected.sha256:
         raise BundleCorruptError(f"{name} was changed: its SHA-256 differs from the manifest's")
-    return content
 
 
 def load_bundle(directory: Path, version: int) -> Bundle:
@@ -171,15 +231,19 @@ def load_bundle(directory: Path, version: int) -> Bundle:
         BundleCorruptError: a file is missing, was changed, cannot be parsed, or does not fit the manifest.
     """
     manifest = read_manifest(directory)
-    names = [*REQUIRED, *({RANKER} & manifest.files.keys())]
-    content = {name: verified_bytes(directory, manifest, name) for name in names}
+    verify(directory, manifest, ITEM_TOWER)
+    parsed = [name for name in (*REQUIRED, RANKER) if name in manifest.files and name not in (ITEM_TOWER, INDEX)]
+    content = {name: verified_bytes(directory, manifest, name) for name in parsed}
+    index = parse_item_index(
+        [verified_array(directory, manifest, name) for name in manifest.index_files], manifest.index_facts
+    )
     try:
         item_ids = parse_array(content[ITEM_IDS]).tolist()
         bundle = Bundle(
             version=version,
             manifest=manifest,
             user_tower=session(content[USER_TOWER]),
-            index=parse_index(content[INDEX], manifest),
+            index=index,
             ranker=Ranker(session(content[RANKER]), item_ids) if RANKER in content else None,
             item_ids=item_ids,
             context_ids=parse_array(content[CONTEXT_IDS]).tolist(),
@@ -214,22 +278,6 @@ def check_fit(bundle: Bundle) -> None:
     queries = (len(bundle.golden["contexts"]), manifest.num_candidates)
     if not bundle.golden["candidates"].shape == bundle.golden["scores"].shape == queries:
         raise BundleCorruptError(f"golden queries: their arrays are not {queries}")
-
-
-def parse_index(content: bytes, manifest: Manifest) -> ItemIndex:
-    """An index from verified bytes; FAISS may allocate no more than the bytes could hold."""
-    faiss.set_deserialization_vector_byte_limit(max(2 * len(content), 1 << 20))
-    faiss.set_deserialization_loop_limit(max(len(content), 1 << 20))
-    index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
-    facts = (
-        ("vectors", index.ntotal, manifest.num_experts * manifest.num_items),
-        ("dimension", index.d, manifest.embedding_dim),
-        ("metric", index.metric_type, faiss.METRIC_INNER_PRODUCT),
-    )
-    for name, found, expected in facts:
-        if found != expected:
-            raise BundleCorruptError(f"index {name}: {found}, not {expected} as the manifest says")
-    return ItemIndex(index, manifest.num_experts)
 
 
 def parse_array(content: bytes) -> np.ndarray:

@@ -8,7 +8,6 @@ import logging
 import warnings
 from pathlib import Path
 
-import faiss
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -23,11 +22,14 @@ from esr_trainer.whole_directory import numbered, remove_unfinished, sha256, sol
 from serving import bundle
 from serving.bundle import Manifest
 from serving.export_ranker import write_ranker
+from serving.index_building import BuiltIndex, IndexName, build_index, choose_kind, measured, tune, write_index
 from serving.retriever import Retriever
 
 NUM_GOLDEN = 64
 NUM_CHECKED = 512
 """Contexts whose candidates are compared before a bundle is published, spread evenly."""
+CHECKED_LOGITS = 50_000_000
+"""The most logits that the comparison holds, in float64."""
 TIE = 1e-5
 """Items whose float64 logits differ by less may swap."""
 
@@ -53,18 +55,25 @@ class ExportedTower(nn.Module):
         return total.view(-1, *self.shape)
 
 
-def export(run: Path, root: Path) -> Path:
+def export(run: Path, root: Path, index: IndexName = "auto", min_recall: float = 0.95) -> Path:
     """Publish a run's last checkpoint (or a checkpoint directory) as the next version of a bundle root.
+
+    Args:
+        run: run or checkpoint directory.
+        root: bundle root.
+        index: kind of index; auto is exact up to EXACT_UP_TO items.
+        min_recall: of the index on the golden queries, against exact search.
 
     Returns:
         The bundle's directory.
 
     Raises:
-        UsageError: the checkpoint cannot be read, or what would be served is not what was trained; nothing is then
-            published.
+        UsageError: the checkpoint cannot be read, the index finds too little, or what would be served is not what was
+            trained; nothing is then published.
     """
     checkpoint = Checkpoint(run)
     policy = checkpoint.policy().eval()
+    built = built_index(policy, checkpoint.config.candidates, index, min_recall)
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -73,12 +82,12 @@ def export(run: Path, root: Path) -> Path:
         remove_unfinished(root)
         version = 1 + max(numbered(root), default=0)
         with written_whole(root / str(version)) as directory:
-            write_bundle(directory, checkpoint, policy)
+            write_bundle(directory, checkpoint, policy, built)
             check_served_is_trained(directory, version, policy, checkpoint.config.candidates)
     return root / str(version)
 
 
-def write_bundle(directory: Path, checkpoint: Checkpoint, policy: EarlyStageRanker) -> None:
+def write_bundle(directory: Path, checkpoint: Checkpoint, policy: EarlyStageRanker, built: BuiltIndex) -> None:
     """Write every file of a bundle, the manifest last."""
     contexts, items = policy.context_tower.features, policy.item_tower.features
     with torch.no_grad():
@@ -86,7 +95,7 @@ def write_bundle(directory: Path, checkpoint: Checkpoint, policy: EarlyStageRank
             directory / bundle.USER_TOWER, ExportedTower(policy.context_tower, 1 / policy.temperature), contexts
         )
         write_tower(directory / bundle.ITEM_TOWER, ExportedTower(policy.item_tower), items)
-        write_index(directory / bundle.INDEX, policy)
+        write_index(directory, built)
         if ranker := checkpoint.ranker():
             write_ranker(directory / bundle.RANKER, ranker, contexts.ids, items.ids)
         write_golden_queries(directory / bundle.GOLDEN, policy, checkpoint.config.candidates)
@@ -97,7 +106,7 @@ def write_bundle(directory: Path, checkpoint: Checkpoint, policy: EarlyStageRank
         json.dumps({"context": values_without_ids(contexts), "item": values_without_ids(items)})
     )
     (directory / "MODEL_CARD.md").write_text(model_card(checkpoint))
-    write_manifest(directory, checkpoint, policy)
+    write_manifest(directory, checkpoint, policy, built)
 
 
 def write_tower(path: Path, tower: ExportedTower, features: Features) -> None:
@@ -120,12 +129,22 @@ def write_tower(path: Path, tower: ExportedTower, features: Features) -> None:
         )
 
 
-def write_index(path: Path, policy: EarlyStageRanker) -> None:
-    """Write the exact inner-product index: all items under expert 0, then under expert 1, and so on."""
-    embeddings = policy.item_tower().transpose(0, 1).flatten(0, 1)  # (M * N, D)
-    index = faiss.IndexFlatIP(embeddings.shape[1])
-    index.add(embeddings.contiguous().numpy())
-    faiss.write_index(index, str(path))
+@torch.no_grad()
+def built_index(policy: EarlyStageRanker, num_candidates: int, index: IndexName, min_recall: float) -> BuiltIndex:
+    """The index of a policy's items, its search tuned on some contexts and measured on the golden queries."""
+    embeddings = policy.item_tower().transpose(0, 1).numpy()  # (M, N, D)
+    num_contexts = len(policy.context_tower.features.ids)
+    golden = spread(num_contexts, NUM_GOLDEN)
+    others = spread(num_contexts, NUM_CHECKED)
+    others = others[~torch.isin(others, golden)]
+
+    def queries(rows: Tensor) -> np.ndarray:
+        embeddings: np.ndarray = (policy.context_tower(rows) / policy.temperature).numpy()
+        return embeddings
+
+    built = build_index(choose_kind(index, embeddings.shape[1]), embeddings)
+    built = tune(built, queries(others if len(others) else golden), num_candidates, min_recall)
+    return measured(built, queries(golden), num_candidates, min_recall)
 
 
 def write_golden_queries(path: Path, policy: EarlyStageRanker, num_candidates: int) -> None:
@@ -140,7 +159,7 @@ def write_golden_queries(path: Path, policy: EarlyStageRanker, num_candidates: i
     )
 
 
-def write_manifest(directory: Path, checkpoint: Checkpoint, policy: EarlyStageRanker) -> None:
+def write_manifest(directory: Path, checkpoint: Checkpoint, policy: EarlyStageRanker, built: BuiltIndex) -> None:
     """Write manifest.json over every file that is there."""
     config = checkpoint.config
     manifest = Manifest(
@@ -154,7 +173,10 @@ def write_manifest(directory: Path, checkpoint: Checkpoint, policy: EarlyStageRa
         num_candidates=config.candidates,
         quotas=quotas(config.candidates, config.experts),
         metric="inner_product",
-        index="flat",
+        index=built.kind,
+        nprobe=built.nprobe,
+        ef_search=built.ef_search,
+        recall=built.recall,
         dtype="float32",
         files={
             path.name: bundle.BundleFile(sha256=sha256(path), size=path.stat().st_size)
@@ -172,12 +194,16 @@ def check_served_is_trained(directory: Path, version: int, policy: EarlyStageRan
     """
     retriever = Retriever(bundle.load_bundle(directory, version))
     retriever.check_golden_queries()
-    rows = spread(len(policy.context_tower.features.ids), NUM_CHECKED)
-    trained = greedy_candidates(policy(rows), num_candidates)
-    served = torch.from_numpy(retriever.pick(retriever.contexts.embed(rows.numpy()), num_candidates)[0])
+    manifest = retriever.bundle.manifest
+    most = CHECKED_LOGITS // (manifest.num_experts * manifest.num_items)
+    rows = spread(manifest.num_contexts, max(1, min(NUM_CHECKED, most)))
+    checked = {"torch": greedy_candidates(policy(rows), num_candidates)}
+    if retriever.bundle.index.is_exact:  # what another kind misses was measured
+        served = retriever.bundle.index.pick(retriever.contexts.embed(rows.numpy()), num_candidates)
+        checked["ONNX Runtime and FAISS"] = torch.from_numpy(np.stack([one.rows for one in served]))
     logits = policy.double()(rows)
     policy.float()
-    for name, candidates in (("torch", trained), ("ONNX Runtime and FAISS", served)):
+    for name, candidates in checked.items():
         regret = float(greedy_regret(logits, candidates).max())
         if regret > TIE:
             raise UsageError(

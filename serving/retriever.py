@@ -8,20 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
-import faiss
 import numpy as np
 
-from esr_trainer.quotas import expert_of_position, quotas
+from esr_trainer.quotas import expert_of_position
 from serving.bundle import Bundle, latest_version, load_bundle
 from serving.contexts import Contexts, Found, UnknownContext
-from serving.errors import BundleCorruptError, InvalidRequestError, ServingError, UnsupportedError
+from serving.errors import InvalidRequestError, ServingError, UnsupportedError
+from serving.golden_queries import check_answers
+from serving.index import EVERYTHING, Picked, Selection
 from serving.query import Answer, Degradation, Query
-from serving.sampling import draw, greedy
+from serving.sampling import draw
 
-SCORE_TOLERANCE = 1e-3
-"""How far a golden query's scores may be from the exporting machine's, relative to the largest."""
-SWAPPED = 0.02
-"""Share of the golden queries' items that may differ: items whose scores tie can swap on another processor."""
 SEEDS = 1 << 64
 
 
@@ -30,24 +27,15 @@ class Checked(NamedTuple):
 
     query: Query
     num_candidates: int
+    """As asked, or as many as may come back."""
     context: Found
-    items: np.ndarray | None
-    """Rows that may come back, rising, or None for all."""
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it can be searched together with others."""
-        return self.items is None and self.query.seed is None
+    selection: Selection
+    """Rows that may come back."""
 
 
-class Picked(NamedTuple):
-    """One context's candidates as rows."""
+class Drawn(NamedTuple):
+    """What an answer to a draw says beside its candidates."""
 
-    rows: np.ndarray
-    """(K,)."""
-    scores: np.ndarray
-    """(K,)."""
-    experts: list[int]
     inclusion_propensities: Sequence[float] = ()
     log_probability: float = 0.0
 
@@ -56,7 +44,6 @@ class Retriever:
     """A loaded bundle that answers."""
 
     def __init__(self, bundle: Bundle, unknown_context: UnknownContext = "not-found") -> None:
-        faiss.omp_set_num_threads(1)  # holds for the calling thread: one request, one thread
         self.bundle = bundle
         self.contexts = Contexts(bundle, unknown_context)
         self._item_row_of = {item_id: row for row, item_id in enumerate(bundle.item_ids)}
@@ -100,11 +87,9 @@ class Retriever:
             except ServingError as error:
                 results.append(error)
         places = [place for place, result in enumerate(results) if not isinstance(result, ServingError)]
-        if not checked:
-            return results
-        for place, one, picked in zip(places, checked, self.pick_all(checked), strict=True):
+        for place, one, (picked, drawn) in zip(places, checked, self.pick(checked), strict=True):
             try:
-                results[place] = self.complete(one, picked)
+                results[place] = self.complete(one, picked, drawn)
             except ServingError as error:
                 results[place] = error
         return results
@@ -124,87 +109,50 @@ class Retriever:
             raise UnsupportedError(f"sampling needs an exact index; the served model's is {manifest.index}")
         if query.seed is not None and not 0 <= query.seed < SEEDS:
             raise InvalidRequestError("sampling.seed", f"({query.seed}) must be from 0 to 2^64 - 1")
-        return Checked(query, k, self.contexts.find(query), self.rows_of(query))
+        selection = self.selection_of(query)
+        return Checked(query, min(k, selection.allows(manifest.num_items)), self.contexts.find(query), selection)
 
-    def rows_of(self, query: Query) -> np.ndarray | None:
-        """The rows that may come back, rising, or None for all."""
+    def selection_of(self, query: Query) -> Selection:
+        """The rows that may come back."""
         if query.allowed is None and not query.excluded:
-            return None
-        excluded = {row for item in query.excluded if (row := self._item_row_of.get(item)) is not None}
-        if query.allowed is None:
-            if not excluded:
-                return None
-            keep = np.ones(self.bundle.manifest.num_items, dtype=bool)
-            keep[list(excluded)] = False
-            return np.flatnonzero(keep)
-        allowed = {row for item in query.allowed if (row := self._item_row_of.get(item)) is not None}
-        return np.array(sorted(allowed - excluded), dtype=np.int64)
+            return EVERYTHING
+        return Selection.of(
+            None if query.allowed is None else self.rows_of(query.allowed), self.rows_of(query.excluded)
+        )
 
-    def pick_all(self, checked: Sequence[Checked]) -> list[Picked]:
-        """Pick or draw the candidates of every query."""
+    def rows_of(self, item_ids: Sequence[str]) -> list[int]:
+        """The rows of the items that the model knows."""
+        return [row for item_id in item_ids if (row := self._item_row_of.get(item_id)) is not None]
+
+    def pick(self, checked: Sequence[Checked]) -> list[tuple[Picked, Drawn]]:
+        """Pick or draw the candidates of every query; those that want as many are searched for together."""
+        if not checked:
+            return []
         embeddings = self.contexts.embed_found([one.context for one in checked])
-        picked: dict[int, Picked] = {}
-        plain = defaultdict(list)
+        picked: dict[int, tuple[Picked, Drawn]] = {}
+        together = defaultdict(list)
         for place, one in enumerate(checked):
-            if one.is_plain:
-                plain[one.num_candidates].append(place)
+            if not one.num_candidates:
+                picked[place] = Picked(*np.empty((3, 0), np.int64)), Drawn()
+            elif one.query.seed is None:
+                together[one.num_candidates].append(place)
             else:
-                picked[place] = self.pick_among(embeddings[place], one)
-        for k, places in plain.items():
-            rows, scores, experts = self.pick(embeddings[places], k)
-            for number, place in enumerate(places):
-                picked[place] = Picked(rows[number], scores[number], experts)
+                picked[place] = self.draw(embeddings[place], one, one.query.seed)
+        for k, places in together.items():
+            found = self.bundle.index.pick(embeddings[places], k, [checked[place].selection for place in places])
+            picked |= {place: (one, Drawn()) for place, one in zip(places, found, strict=True)}
         return [picked[place] for place in range(len(checked))]
 
-    def pick(self, embeddings: np.ndarray, num_candidates: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        """Expert by expert, each its quota of the best items that no earlier expert took.
+    def draw(self, embedding: np.ndarray, one: Checked, seed: int) -> tuple[Picked, Drawn]:
+        """Draw one context's candidates, (M, D), among the items that may come back."""
+        rows = one.selection.rows(self.bundle.manifest.num_items)
+        logits = np.stack([self.bundle.index.scores(vector, expert)[rows] for expert, vector in enumerate(embedding)])
+        k = one.num_candidates
+        experts = np.array(expert_of_position(k, len(logits)))
+        items, inclusion, log_probability = draw(logits, k, seed)
+        return Picked(rows[items], logits[experts, items], experts), Drawn(inclusion.tolist(), log_probability)
 
-        An expert's first K_1 + ... + K_m items are enough: at most K_1 + ... + K_{m-1} of them are taken.
-
-        Args:
-            embeddings: (B, M, D).
-            num_candidates: K.
-
-        Returns:
-            Item rows (B, K), scores (B, K), and the expert of each position (K,).
-        """
-        batch, num_experts, _ = embeddings.shape
-        rows = np.empty((batch, num_candidates), np.int64)
-        scores = np.empty((batch, num_candidates), np.float32)
-        start = 0
-        for expert, quota in enumerate(quotas(num_candidates, num_experts)):
-            if not quota:
-                break
-            end = start + quota
-            best, best_scores = self.bundle.index.search(np.ascontiguousarray(embeddings[:, expert]), expert, end)
-            for query in range(batch if start else 0):
-                free = np.flatnonzero(~np.isin(best[query], rows[query, :start]))[:quota]
-                best[query, :quota] = best[query, free]
-                best_scores[query, :quota] = best_scores[query, free]
-            rows[:, start:end] = best[:, :quota]
-            scores[:, start:end] = best_scores[:, :quota]
-            start = end
-        return rows, scores, expert_of_position(num_candidates, num_experts)
-
-    def pick_among(self, embedding: np.ndarray, one: Checked) -> Picked:
-        """Pick or draw one context's candidates among the items that may come back."""
-        logits = np.stack([self.bundle.index.scores(vector, expert) for expert, vector in enumerate(embedding)])
-        if one.items is not None:
-            logits = logits[:, one.items]
-        k = min(one.num_candidates, logits.shape[1])
-        experts = expert_of_position(k, len(logits))
-        if not k:
-            return Picked(np.empty(0, np.int64), np.empty(0, np.float32), experts)
-        if one.query.seed is None:
-            items, inclusion, log_probability = greedy(logits, k), [], 0.0
-        else:
-            drawn = draw(logits, k, one.query.seed)
-            items, log_probability = drawn.items, drawn.log_probability
-            inclusion = drawn.inclusion_propensities.tolist()
-        rows = items if one.items is None else one.items[items]
-        return Picked(rows, logits[experts, items], experts, inclusion, log_probability)
-
-    def complete(self, one: Checked, picked: Picked) -> Answer:
+    def complete(self, one: Checked, picked: Picked, drawn: Drawn) -> Answer:
         """Put ids to rows, and the late-stage ranker's slate to the candidates."""
         names = self.bundle.item_ids
         degradations = [] if one.context.is_known else [Degradation.COLD_START]
@@ -216,9 +164,9 @@ class Retriever:
         return Answer(
             item_ids=[names[row] for row in picked.rows.tolist()],
             scores=picked.scores.tolist(),
-            experts=picked.experts,
-            inclusion_propensities=picked.inclusion_propensities,
-            log_probability=picked.log_probability,
+            experts=picked.experts.tolist(),
+            inclusion_propensities=drawn.inclusion_propensities,
+            log_probability=drawn.log_probability,
             slate=slate,
             slate_probabilities=[1.0] * len(slate),
             degradations=degradations,
@@ -238,14 +186,8 @@ class Retriever:
         """Answer the golden queries; items and scores must be those of the model that was exported.
 
         Raises:
-            BundleCorruptError: more items or larger scores differ than ties and rounding explain.
+            BundleCorruptError: more items or larger scores differ than recall, ties and rounding explain.
         """
-        golden = self.bundle.golden
-        expected = golden["scores"]
-        rows, scores, _ = self.pick(self.contexts.embed(golden["contexts"]), expected.shape[1])
-        other = float((rows != golden["candidates"]).mean())
-        if other > SWAPPED:
-            raise BundleCorruptError(f"golden queries are answered otherwise: {other:.0%} of the items differ")
-        if not np.allclose(scores, expected, rtol=0, atol=SCORE_TOLERANCE * max(1.0, float(np.abs(expected).max()))):
-            worst = float(np.abs(scores - expected).max())
-            raise BundleCorruptError(f"golden queries are answered otherwise: scores differ by up to {worst:.2g}")
+        golden, manifest = self.bundle.golden, self.bundle.manifest
+        picked = self.bundle.index.pick(self.contexts.embed(golden["contexts"]), manifest.num_candidates)
+        check_answers(picked, golden, manifest.num_experts, manifest.recall)

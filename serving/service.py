@@ -105,7 +105,7 @@ class RetrievalService:
             num_candidates=manifest.num_candidates,
             context_features=sorted(bundle.vocabularies),
             index=manifest.index,
-            index_recall=1.0,
+            index_recall=manifest.recall,
             has_ranker=bundle.ranker is not None,
             max_candidates=manifest.num_items,
             max_batch=self.max_batch,

@@ -44,7 +44,7 @@ def rewrite(directory: Path, name: str, content: bytes) -> None:
     (directory / "manifest.json").write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("name", sorted(set(REQUIRED) - {"item_tower.onnx"}))
+@pytest.mark.parametrize("name", sorted(set(REQUIRED) - {"item_tower.onnx", "items.faiss"}))
 def test_a_file_that_cannot_be_parsed_is_refused(name: str, copied: Path) -> None:
     rewrite(copied / "1", name, b"not what it should be")
     with pytest.raises(BundleCorruptError, match="cannot be parsed"):
@@ -60,6 +60,12 @@ def test_weights_in_other_files_are_refused(name: str, copied: Path) -> None:
         tensor.external_data.add(key="location", value="../../../etc/passwd")
     rewrite(copied / "1", name, model.SerializeToString())
     with pytest.raises(BundleCorruptError, match="keeps weights in other files"):
+        Retriever.open(copied)
+
+
+def test_an_index_that_is_none_is_refused(copied: Path) -> None:
+    rewrite(copied / "1", "items.faiss", b"not what it should be")
+    with pytest.raises(BundleCorruptError, match="index"):
         Retriever.open(copied)
 
 

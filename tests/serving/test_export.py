@@ -17,6 +17,7 @@ from serving import export as exporting
 from serving.__main__ import Serving
 from serving.bundle import REQUIRED
 from serving.export import ExportedTower, export, greedy_regret, write_tower
+from serving.index_building import BuiltIndex, write_index
 from serving.retriever import Retriever
 
 
@@ -38,7 +39,8 @@ def test_served_candidates_are_the_policys_position_by_position(
 ) -> None:
     retriever = Retriever.open(bundles)
     rows = np.arange(200)
-    served, scores, _ = retriever.pick(retriever.contexts.embed(rows), num_candidates)
+    picked = retriever.bundle.index.pick(retriever.contexts.embed(rows), num_candidates)
+    served, scores = np.stack([one.rows for one in picked]), np.stack([one.scores for one in picked])
     policy = Checkpoint(trained_run).policy().double()
     with torch.no_grad():
         logits = policy(torch.from_numpy(rows))
@@ -92,15 +94,9 @@ def test_an_unknown_id_is_an_empty_bag(tmp_path: Path) -> None:
 def test_nothing_is_published_when_what_is_served_is_not_what_was_trained(
     trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_other_index(path: Path, policy: EarlyStageRanker) -> None:
-        with torch.no_grad():
-            for table in policy.item_tower.parameters():
-                table.mul_(-1)
-            write_index(path, policy)
-            for table in policy.item_tower.parameters():
-                table.mul_(-1)
+    def write_other_index(directory: Path, built: BuiltIndex) -> None:
+        write_index(directory, built._replace(embeddings=-built.embeddings))
 
-    write_index = exporting.write_index
     monkeypatch.setattr(exporting, "write_index", write_other_index)
     with pytest.raises(Exception, match="golden queries"):
         export(trained_run, tmp_path)

@@ -1,0 +1,46 @@
+"""Golden queries: what the exported model answered, which a loaded bundle must answer too.
+
+Axes: Q queries, K candidates.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from esr_trainer.quotas import quotas
+from serving.errors import BundleCorruptError
+from serving.index import Picked
+
+SCORE_TOLERANCE = 1e-3
+"""How far a golden query's scores may be from the exporting machine's, relative to the largest."""
+SWAPPED = 0.02
+"""Share of the golden queries' items that may differ: items whose scores tie can swap on another processor."""
+
+
+def check_answers(picked: Sequence[Picked], golden: Mapping[str, np.ndarray], num_experts: int, recall: float) -> None:
+    """Compare answers with the golden ones; an approximate index may miss what it missed when it was measured.
+
+    An item's score is compared where the same expert picked it: an item that one expert missed may go to another.
+
+    Args:
+        picked: Q.
+        golden: candidates (Q, K), scores (Q, K).
+        num_experts: M.
+        recall: of the index, as the manifest says.
+
+    Raises:
+        BundleCorruptError: more items or larger scores differ than recall, ties and rounding explain.
+    """
+    candidates, scores = golden["candidates"], golden["scores"]
+    expert = np.repeat(np.arange(num_experts), quotas(candidates.shape[1], num_experts))
+    same = [np.isin(expected, found.rows) for expected, found in zip(candidates, picked, strict=True)]
+    other = 1 - float(np.mean(same))
+    if other > SWAPPED + 1 - recall:
+        raise BundleCorruptError(f"golden queries are answered otherwise: {other:.0%} of the items differ")
+    tolerance = SCORE_TOLERANCE * max(1.0, float(np.abs(scores).max()))
+    for found, rows, expected in zip(picked, candidates, scores, strict=True):
+        _, ours, theirs = np.intersect1d(found.rows, rows, assume_unique=True, return_indices=True)
+        compared = found.experts[ours] == expert[theirs]
+        worst = float(np.abs(found.scores[ours] - expected[theirs])[compared].max(initial=0))
+        if not worst <= tolerance:
+            raise BundleCorruptError(f"golden queries are answered otherwise: scores differ by up to {worst:.2g}")
