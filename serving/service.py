@@ -1,6 +1,5 @@
 """esr.v1.RetrievalService: from messages to the retriever and back; refusals become statuses."""
 
-import logging
 from typing import Any, NoReturn
 
 import grpc
@@ -9,30 +8,28 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from serving.errors import STATUS, InvalidRequestError, ServingError
-from serving.retriever import Retriever
+from serving.telemetry import describe_call
+from serving.versions import Versions
 from serving.wire import retrieval_pb2, retrieval_pb2_grpc
 
 NAME = retrieval_pb2.DESCRIPTOR.services_by_name["RetrievalService"].full_name
 
-log = logging.getLogger(__name__)
-
 
 class RetrievalService(retrieval_pb2_grpc.RetrievalServiceServicer):  # type: ignore[misc]
-    """Answers with one retriever."""
+    """Answers with the active version; a request keeps the one that it began with."""
 
-    def __init__(self, retriever: Retriever) -> None:
-        self.retriever = retriever
+    def __init__(self, versions: Versions) -> None:
+        self.versions = versions
 
     async def Retrieve(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         """Pick the candidates of one context."""
         try:
-            candidates = self.retriever.retrieve(request.context_id, request.num_candidates)
+            retriever = self.versions.current()
+            describe_call(model_version=retriever.bundle.version)
+            candidates = retriever.retrieve(request.context_id, request.num_candidates)
         except ServingError as error:
             await refuse(context, error)
-        except Exception:
-            log.exception("Retrieve failed")
-            await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has it")
-        bundle = self.retriever.bundle
+        bundle = retriever.bundle
         return retrieval_pb2.RetrieveResponse(
             model_id=bundle.manifest.model_id,
             model_version=bundle.version,
