@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat
+from pydantic import Field, PositiveFloat
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
-from esr_trainer.command_line import Command, Options, UsageError, main, note, show
-from serving.errors import BundleCorruptError, BundleUnusableError, ServingError
+from esr_trainer.command_line import Command, Options, UsageError, main, show
+from serving.errors import ServingError
 from serving.log_commands import Log
+from serving.serve_command import Serve
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
@@ -59,38 +60,6 @@ def published(directory: Path) -> Mapping[str, Any]:
         "index": manifest.index,
         "recall": manifest.recall,
     }
-
-
-class Serve(Command):
-    """Answer esr.v1.RetrievalService over gRPC with the highest version, with health checking and reflection."""
-
-    root: CliPositionalArg[Path]
-    """Bundle root."""
-    host: str = "127.0.0.1"
-    """Address to listen on; there is no authentication yet, so think before you open it."""
-    port: NonNegativeInt = Field(default=50051, le=65535)
-    """Port to listen on; 0 takes a free one."""
-
-    def run(self) -> None:
-        """Serve until SIGTERM or Ctrl-C; the JSON is printed as soon as requests are answered."""
-        import asyncio
-
-        from serving.retriever import Retriever
-        from serving.server import serve
-
-        def ready(retriever: Retriever, address: str) -> None:
-            bundle = retriever.bundle
-            model_id = bundle.manifest.model_id
-            note(f"serving {model_id}, version {bundle.version}, on {address}; Ctrl-C drains and stops")
-            example = f"--context-id {bundle.context_ids[0]} -k 10 --address {address}"
-            note(f"next: python -m serving retrieve {example}")
-            if self.as_json:
-                self.print_json({"address": address, "model_id": model_id, "version": bundle.version})
-
-        try:
-            asyncio.run(serve(self.root, self.host, self.port, ready))
-        except (BundleUnusableError, BundleCorruptError) as error:
-            raise UsageError(f"bundles ({self.root}): {error}") from error
 
 
 class Retrieve(Command):

@@ -103,7 +103,7 @@ def server_process(root: Path, num_candidates: int, workers: int) -> Iterator[Se
         if not line:
             raise UsageError("the server did not start")
         ready = json.loads(line)
-        yield Server(ready["address"], ready.get("pids") or [process.pid])
+        yield Server(ready["address"], ready["worker_pids"] or [process.pid])
     finally:
         process.terminate()
         process.wait()

@@ -18,3 +18,4 @@ REJECTED = Counter("esr_rejected", "Queries that were turned away before any wor
 DEGRADED = Counter("esr_degraded", "Answers that are less than what the model could give, by reason.", ["reason"])
 LOADS = Counter("esr_loads", "Versions that were loaded, by result.", ["result"])
 ACTIVE_VERSION = Gauge("esr_active_version", "The version that answers.", multiprocess_mode="livemin")
+ACCESS_LOG_LOST = Counter("esr_access_log_lost", "Lines of the access log that could not be written.")

@@ -1,11 +1,10 @@
 """esr.v1.RetrievalService: from messages to the retriever and back; refusals become statuses."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -14,26 +13,17 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from serving.dispatcher import Dispatcher
-from serving.errors import STATUS, InternalError, InvalidRequestError, OverloadedError, ServingError, UnsupportedError
+from serving.errors import STATUS, InvalidRequestError, OverloadedError, ServingError, UnsupportedError
 from serving.feedback import FeedbackRecorder, feedback_of
 from serving.messages import query_of, remaining, response_of, result_field
 from serving.retriever import Retriever
+from serving.telemetry import describe_call
+from serving.versions import Versions
 from serving.wire import retrieval_pb2
 
 NAME = retrieval_pb2.DESCRIPTOR.services_by_name["RetrievalService"].full_name
 
-log = logging.getLogger(__name__)
-
 Context = grpc.aio.ServicerContext[Any, Any]
-
-
-class Active(Protocol):
-    """Where the version that answers is found."""
-
-    @property
-    def active(self) -> Retriever:
-        """The active version's retriever; NotServingError while there is none."""
-        ...
 
 
 class RetrievalService:
@@ -41,7 +31,7 @@ class RetrievalService:
 
     def __init__(
         self,
-        versions: Active,
+        versions: Versions,
         dispatcher: Dispatcher,
         recorder: FeedbackRecorder | None,
         max_batch: int,
@@ -55,9 +45,11 @@ class RetrievalService:
 
     async def retrieve(self, request: Any, context: Context) -> bytes:
         """Pick or draw the candidates of one context; the response comes serialized."""
+        retriever = self.versions.current()
+        describe_call(request.request_id, retriever.bundle.version)
         self.dispatcher.admit(1)
         deadline = time.monotonic() + remaining(context.time_remaining())
-        return await self.submit(self.versions.active, request, deadline)
+        return await self.submit(retriever, request, deadline)
 
     def submit(self, retriever: Retriever, request: Any, deadline: float) -> asyncio.Future[bytes]:
         """Queue one admitted request."""
@@ -68,9 +60,10 @@ class RetrievalService:
         if not 1 <= len(request.requests) <= self.max_batch:
             rule = f"({len(request.requests)}) must be from 1 to {self.max_batch}"
             raise InvalidRequestError("requests", rule)
+        retriever = self.versions.current()
+        describe_call(model_version=retriever.bundle.version)
         self.dispatcher.admit(len(request.requests))
         deadline = time.monotonic() + remaining(context.time_remaining())
-        retriever = self.versions.active
         waiting: list[asyncio.Future[bytes] | ServingError] = []
         for one in request.requests:
             try:
@@ -87,13 +80,14 @@ class RetrievalService:
     async def record_feedback(self, request: Any, context: Context) -> Any:
         """Write what came of an answer; durable when this returns."""
         feedback = feedback_of(request)
+        describe_call(feedback.shown.request_id, feedback.shown.model_version)
         if self.recorder is None:
             raise UnsupportedError("RecordFeedback: this server was started without a feedback log")
         return retrieval_pb2.RecordFeedbackResponse(is_new=await self.recorder.record(feedback))
 
     async def get_model(self, request: Any, context: Context) -> Any:
         """Say which model answers and what it can be asked."""
-        bundle = self.versions.active.bundle
+        bundle = self.versions.current().bundle
         manifest = bundle.manifest
         return retrieval_pb2.GetModelResponse(
             model_id=manifest.model_id,
@@ -138,7 +132,7 @@ async def settled(waiting: "asyncio.Future[bytes] | ServingError") -> bytes:
 
 
 def handler(method: Callable[[Any, Context], Awaitable[Any]], request: Any, serialize: Callable[[Any], bytes]) -> Any:
-    """A method's handler; a ServingError ends the call with its status, anything else with INTERNAL.
+    """A method's handler; a ServingError ends the call with its status.
 
     Messages are parsed here and not by gRPC, which would answer what it cannot parse with UNKNOWN and Python's names.
     """
@@ -148,9 +142,6 @@ def handler(method: Callable[[Any, Context], Awaitable[Any]], request: Any, seri
             return await method(parsed(request, message), context)
         except ServingError as error:
             await refuse(context, error)
-        except Exception:
-            log.exception("%s failed", method.__name__)
-            await refuse(context, InternalError("internal error; the server's log has it"))
 
     return grpc.unary_unary_rpc_method_handler(handle, bytes, serialize)
 

@@ -106,7 +106,7 @@ def bundles(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def server(bundles: Path) -> Iterator[str]:
     """The address of a server of the small run's bundle."""
-    with serving(bundles) as (_, address):
+    with serving(bundles, "--reflection") as (_, address):
         yield address
 
 

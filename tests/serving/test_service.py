@@ -1,15 +1,23 @@
 """esr.v1.RetrievalService over the wire, against the same bundle in process."""
 
+import math
+import re
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 
 from serving import Query, Retriever
 from serving.wire import retrieval_pb2 as wire
 from serving.wire import retrieval_pb2_grpc
+from tests.conftest import serving
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +120,67 @@ def test_a_long_request_id_is_refused(stub: Any) -> None:
     request = wire.RetrieveRequest(context_id="5", num_candidates=5, request_id="x" * 129)
     error = refusal(stub.Retrieve, request)
     assert error.details() == "request_id (129 characters) must have at most 128"
+
+
+def test_who_comes_when_it_is_full_is_turned_away_with_a_time_to_come_back(bundles: Path) -> None:
+    with serving(bundles, "--max-in-flight", "10") as (_, address), grpc.insecure_channel(address) as channel:
+        stub = retrieval_pb2_grpc.RetrievalServiceStub(channel)
+        eleven = wire.BatchRetrieveRequest(requests=[wire.RetrieveRequest(context_id="5", num_candidates=1)] * 11)
+        error = refusal(stub.BatchRetrieve, eleven)
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert error.details() == "0 queries are in flight, and 11 more exceed 10"
+        status = rpc_status.from_call(error)
+        assert status is not None
+        info = error_details_pb2.RetryInfo()
+        assert status.details[0].Unpack(info)
+        assert 0 < info.retry_delay.nanos < 1e9
+        ten = wire.BatchRetrieveRequest(requests=eleven.requests[:10])
+        assert len(stub.BatchRetrieve(ten, timeout=5).results) == 10
+
+
+def test_an_unknown_context_is_answered_as_configured(bundles: Path) -> None:
+    with (
+        serving(bundles, "--unknown-context", "cold-start") as (_, address),
+        grpc.insecure_channel(address) as channel,
+    ):
+        stub = retrieval_pb2_grpc.RetrievalServiceStub(channel)
+        answer = stub.Retrieve(wire.RetrieveRequest(context_id="nobody", num_candidates=5), timeout=5)
+        assert list(answer.degradations) == [wire.DEGRADATION_COLD_START]
+        assert len(answer.item_ids) == 5
+        assert all(math.isfinite(score) for score in answer.scores)
+
+
+def test_work_stops_at_the_deadline(bundles: Path) -> None:
+    draws = [
+        wire.RetrieveRequest(context_id=str(row), num_candidates=500, sampling=wire.Sampling(seed=row))
+        for row in range(1000)
+    ]
+    port = free_port()
+    arguments = ("--metrics-port", str(port), "--max-in-flight", "1000")
+    with serving(bundles, *arguments) as (_, address), grpc.insecure_channel(address) as channel:
+        stub = retrieval_pb2_grpc.RetrievalServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as raised:
+            stub.BatchRetrieve(wire.BatchRetrieveRequest(requests=draws), timeout=0.1)
+        assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        while in_flight(stub, draws[0]):
+            time.sleep(0.01)
+        metrics = urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    queued = re.search(r'esr_stage_seconds_count{stage="queue"} (\S+)', metrics)
+    assert queued
+    assert float(queued[1]) < 1000 + 900, "what nobody waits for is not computed; the question for room was"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port: int = taken.getsockname()[1]
+        return port
+
+
+def in_flight(stub: Any, request: wire.RetrieveRequest) -> bool:
+    """Whether there is no room for as many queries as may be in flight."""
+    empty = wire.RetrieveRequest(context_id=request.context_id)  # refused without work
+    try:
+        stub.BatchRetrieve(wire.BatchRetrieveRequest(requests=[empty] * 1000), timeout=20)
+    except grpc.RpcError as error:
+        return bool(error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED)
+    return False

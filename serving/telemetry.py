@@ -1,0 +1,134 @@
+"""What every call passes at the server's edge: it is timed, counted and logged, and no surprise of the code gets out.
+
+Calls with one request and one answer are covered; streams (health Watch, reflection) pass as they are.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeAlias
+
+import grpc
+
+from serving.access_log import AccessLog, Line
+from serving.metrics import REQUESTS, STAGE_SECONDS
+
+Behaviour = Callable[[Any, Any], Awaitable[Any]]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # quoted: the real class takes no parameters
+Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
+
+log = logging.getLogger(__name__)
+
+
+class Facts:
+    """What a handler tells of its call for the access log."""
+
+    __slots__ = ("model_version", "request_id")
+
+    def __init__(self) -> None:
+        self.request_id = ""
+        self.model_version = 0
+
+
+_facts: ContextVar[Facts] = ContextVar("facts")
+
+
+def describe_call(request_id: str = "", model_version: int = 0) -> None:
+    """Tell the access log the request id and the version that answers the current call.
+
+    Outside of a call, as in a unit test of a handler, nothing happens.
+    """
+    facts = _facts.get(None)
+    if facts is not None:
+        facts.request_id = request_id
+        facts.model_version = model_version
+
+
+class _Count(Protocol):
+    def inc(self) -> None: ...
+
+
+class Telemetry(grpc.aio.ServerInterceptor):
+    """Times, counts and logs calls; the outermost interceptor, so that refusals of the others are seen too."""
+
+    def __init__(self, access_log: AccessLog) -> None:
+        self._access_log = access_log
+        self._seconds = STAGE_SECONDS.labels("handler")
+        self._counts: dict[tuple[str, str], _Count] = {}
+        self._handlers: dict[tuple[str, Handler], Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Continuation,
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the method's handler, once per handler."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            self._count("unknown", "UNIMPLEMENTED")  # not the caller's own word: it could make any number of series
+            return None
+        if handler.unary_unary is None:
+            return handler
+        key = (handler_call_details.method, handler)
+        wrapped = self._handlers.get(key)
+        if wrapped is None:
+            wrapped = self._handlers[key] = self._wrap(handler_call_details.method.lstrip("/"), handler)
+        return wrapped
+
+    def _wrap(self, method: str, handler: Handler) -> Handler:
+        behaviour: Behaviour = handler.unary_unary  # type: ignore[assignment]  # of an aio server
+
+        async def watched(request: Any, context: Any) -> Any:
+            facts = Facts()
+            _facts.set(facts)
+            came, start = time.time(), time.perf_counter()
+            code = "OK"
+            try:
+                return await kept_from_surprises(behaviour, request, context)
+            except BaseException as error:
+                code = code_of(error, context)
+                raise
+            finally:
+                seconds = time.perf_counter() - start
+                self._seconds.observe(seconds)
+                self._count(method, code)
+                self._access_log.add(
+                    Line(came, method, code, seconds, context.peer(), facts.request_id, facts.model_version)
+                )
+
+        return grpc.unary_unary_rpc_method_handler(
+            watched,
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+
+    def _count(self, method: str, code: str) -> None:
+        count = self._counts.get((method, code))
+        if count is None:
+            count = self._counts[method, code] = REQUESTS.labels(method, code)
+        count.inc()
+
+
+async def kept_from_surprises(behaviour: Behaviour, request: Any, context: Any) -> Any:
+    """Run a handler unless the call's deadline has passed; an error that it did not foresee goes to the log alone."""
+    left = context.time_remaining()
+    if left is not None and left <= 0:
+        await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before work began")
+    try:
+        return await behaviour(request, context)
+    except (grpc.aio.AbortError, asyncio.CancelledError):
+        raise
+    except Exception:
+        log.exception("a call failed")
+        await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has it")
+
+
+def code_of(error: BaseException, context: Any) -> str:
+    """The status that a call ends with, as its client sees it: a cancelled handler's own code says nothing."""
+    if isinstance(error, asyncio.CancelledError):
+        left = context.time_remaining()
+        return "CANCELLED" if left is None or left > 0 else "DEADLINE_EXCEEDED"
+    code = context.code()
+    return code.name if isinstance(code, grpc.StatusCode) else "UNKNOWN"
