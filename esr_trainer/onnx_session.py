@@ -20,7 +20,8 @@ def session(content: bytes) -> ort.InferenceSession:
     if reads_other_files(content):
         raise OnnxModelError("it keeps weights in other files; save it as one file")
     try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        # the fallback would print to stdout, and try the same again
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors have no common class but Exception
         raise OnnxModelError(f"it cannot be loaded: {first_line(error)}") from error
 
