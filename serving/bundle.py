@@ -45,6 +45,8 @@ VOCABULARIES = "vocabularies.json"
 """{"context": {feature: values}, "item": {feature: values}}: the value of each index of a bag, but for the ids."""
 GOLDEN = "golden_queries.npz"
 """contexts (Q,), candidates (Q, K), scores (Q, K): rows and logits that the trained model gave."""
+ITEM_TOWER_IDS = "item_tower_ids.npy"
+"""The ids that the item tower was trained with, (V,) strings, where `items` has changed item_ids.npy; optional."""
 REQUIRED = (USER_TOWER, ITEM_TOWER, INDEX, ITEM_IDS, CONTEXT_IDS, CONTEXT_FEATURES, VOCABULARIES, GOLDEN)
 
 
