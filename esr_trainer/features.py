@@ -75,7 +75,7 @@ def read_features(ids: Sequence[str], path: Path) -> Features:
             note(f"feature {name} of {path.name} left out: {len(vocabulary)} distinct values (at most {MAX_VALUES})")
         elif vocabulary:
             features.vocabularies[name] = vocabulary
-            features.bags[name] = pad(values, vocabulary)
+            features.bags[name] = pad(values, vocabulary, max(map(len, values)))
     return features
 
 
@@ -90,10 +90,10 @@ def split_values(cell: str | list[str | None] | None) -> list[str]:
     return [cell]
 
 
-def pad(values: Sequence[Sequence[str]], vocabulary: Sequence[str]) -> np.ndarray:
-    """Vocabulary indices of each row's values, (C, P), padded with -1."""
+def pad(values: Sequence[Sequence[str]], vocabulary: Sequence[str], width: int) -> np.ndarray:
+    """Vocabulary indices of each row's values, at most `width` of them: (C, width), padded with -1."""
     index = {value: position for position, value in enumerate(vocabulary)}
-    bags = np.full((len(values), max(map(len, values))), -1, dtype=np.int64)
+    bags = np.full((len(values), width), -1, dtype=np.int64)
     for row, row_values in enumerate(values):
         bags[row, : len(row_values)] = [index[value] for value in row_values]
     return bags

@@ -1,11 +1,12 @@
 """`python -m serving`: export a run as a bundle, serve it, ask for candidates."""
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic_settings import CliPositionalArg, CliSubCommand
 
 from esr_trainer.command_line import Command, Options, UsageError, main, show
@@ -34,11 +35,68 @@ class Export(Command):
         try:
             from serving.export import export
         except ModuleNotFoundError as error:
-            raise UsageError(
-                f"export needs the training packages ({error.name} is missing): install '.[train]'"
-            ) from error
+            raise needs_training_packages("export", error) from error
         directory = export(self.run_directory, self.out, self.index, self.min_recall)
         return published(directory)
+
+
+class Items(Command):
+    """Publish a version with items added and removed, its towers as they are, as the next version."""
+
+    root: CliPositionalArg[Path]
+    """Bundle root."""
+    add: Path | None = None
+    """CSV or Parquet of new items: ids in the first column, then a column of each feature of the item tower; an unknown
+    value counts as none."""
+    remove: Path | None = None
+    """Text with the ids to remove, one a line."""
+    version: PositiveInt | None = None
+    """The version to start from; the highest by default."""
+    min_recall: float = Field(default=0.95, ge=0, le=1)
+    """As for export."""
+
+    def run(self) -> Mapping[str, Any]:
+        """Publish."""
+        try:
+            from serving.items import with_items
+        except ModuleNotFoundError as error:
+            raise needs_training_packages("items", error) from error
+        return published(with_items(self.root, self.add, self.remove, self.version, self.min_recall))
+
+
+class BenchIndex(Command):
+    """Measure what each kind of index costs and finds on stand-in embeddings, k = 100, one thread."""
+
+    sizes: tuple[PositiveInt, ...] = (10_000, 100_000, 1_000_000)
+    """Numbers of items; a million takes minutes and 2 GB."""
+    kinds: tuple[Literal["flat", "ivf", "hnsw"], ...] = ("flat", "ivf", "hnsw")
+    """Kinds of index."""
+    seed: NonNegativeInt = 0
+    """Of the embeddings and queries."""
+    out: Path | None = None
+    """JSON file for the results."""
+
+    def run(self) -> Mapping[str, Any]:
+        """Measure."""
+        from rich.table import Table
+
+        from serving.bench_index import STAND_IN, Measured, bench, machine
+
+        measured = bench(self.sizes, self.kinds, self.seed)
+        table = Table(*(name.replace("_", " ") for name in Measured._fields))
+        for row in measured:
+            table.add_row(*map(str, row))
+        show(table)
+        rows = [row._asdict() for row in measured]
+        result = {"embeddings": STAND_IN, "seed": self.seed, "k": 100, "machine": machine(), "rows": rows}
+        if self.out:
+            self.out.write_text(json.dumps(result, indent=1) + "\n")
+        return result
+
+
+def needs_training_packages(command: str, error: ModuleNotFoundError) -> UsageError:
+    """What the base install lacks."""
+    return UsageError(f"{command} needs the training packages ({error.name} is missing): install '.[train]'")
 
 
 def published(directory: Path) -> Mapping[str, Any]:
@@ -95,6 +153,10 @@ class Serving(Options):
 
     export: CliSubCommand[Export]
     """Publish a run's last checkpoint as a bundle."""
+    items: CliSubCommand[Items]
+    """Add and remove items: a new version with the same towers."""
+    bench_index: CliSubCommand[BenchIndex]
+    """Measure the kinds of index."""
     serve: CliSubCommand[Serve]
     """Answer over gRPC with the highest version of a bundle root."""
     retrieve: CliSubCommand[Retrieve]

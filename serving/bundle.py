@@ -49,6 +49,8 @@ RANKER = "ranker.onnx"
 """The late-stage ranker, if the run has one as a file (serving.ranker says what it is asked)."""
 GOLDEN = "golden_queries.npz"
 """contexts (Q,), candidates (Q, K), scores (Q, K): rows and logits that the trained model gave."""
+ITEM_TOWER_IDS = "item_tower_ids.npy"
+"""The ids that the item tower was trained with, (V,) strings, where `items` has changed item_ids.npy; optional."""
 REQUIRED = (USER_TOWER, ITEM_TOWER, INDEX, ITEM_IDS, CONTEXT_IDS, CONTEXT_FEATURES, VOCABULARIES, GOLDEN)
 
 

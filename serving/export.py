@@ -201,14 +201,25 @@ def check_served_is_trained(directory: Path, version: int, policy: EarlyStageRan
     if retriever.bundle.index.is_exact:  # what another kind misses was measured
         served = retriever.bundle.index.pick(retriever.contexts.embed(rows.numpy()), num_candidates)
         checked["ONNX Runtime and FAISS"] = torch.from_numpy(np.stack([one.rows for one in served]))
-    logits = policy.double()(rows)
-    policy.float()
+    logits = float64_logits(policy, rows)
     for name, candidates in checked.items():
         regret = float(greedy_regret(logits, candidates).max())
         if regret > TIE:
             raise UsageError(
                 f"export: candidates of {name} are not the policy's: a logit is {regret:.2g} below the best"
             )
+
+
+def float64_logits(policy: EarlyStageRanker, rows: Tensor) -> Tensor:
+    """A policy's logits in float64, which torchrec's pooling cannot: (B,) -> (B, M, N)."""
+
+    def embed(tower: Tower, rows: Tensor) -> Tensor:
+        bags = (torch.from_numpy(bags)[rows] for bags in tower.features.bags.values())
+        embeddings: Tensor = ExportedTower(tower).double()(*bags)
+        return embeddings
+
+    items = embed(policy.item_tower, torch.arange(len(policy.item_tower.features.ids)))
+    return torch.einsum("bmd,nmd->bmn", embed(policy.context_tower, rows), items) / policy.temperature
 
 
 def greedy_regret(logits: Tensor, candidates: Tensor) -> Tensor:

@@ -166,30 +166,35 @@ class FaissExpert:
     def __init__(
         self,
         index: faiss.Index,
+        dimension: int,
         effort: Effort,
         parameters: Callable[[int, faiss.IDSelector | None], faiss.SearchParameters],
     ) -> None:
         """Search with an effort.
 
         Args:
-            index: N vectors with reconstruct_batch.
+            index: N vectors with reconstruct_batch; what they have beyond D is not the embeddings'.
+            dimension: D.
             effort: how hard.
             parameters: nprobe or efSearch, and a selector -> FAISS's parameters.
         """
         self.index = index
+        self.dimension = dimension
         self.effort = effort
         self._parameters = parameters
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """The embeddings of some items: (n,) -> (n, D)."""
         faiss.omp_set_num_threads(1)  # holds for the calling thread
-        vectors: np.ndarray = self.index.reconstruct_batch(np.ascontiguousarray(rows))
+        vectors: np.ndarray = self.index.reconstruct_batch(np.ascontiguousarray(rows))[:, : self.dimension]
         return vectors
 
     def nearest(self, queries: np.ndarray, k: int, selections: Sequence[Selection]) -> list[np.ndarray]:
         """The k best rows that FAISS finds, with more effort where it finds too few."""
         faiss.omp_set_num_threads(1)
         num_items = self.index.ntotal
+        if self.index.d > self.dimension:
+            queries = np.pad(queries, ((0, 0), (0, self.index.d - self.dimension)))
         if k < num_items and all(selection.allows(num_items) == num_items for selection in selections):
             best = self.index.search(queries, k, params=self._parameters(self.effort.of(k, 1), None))[1]
         else:

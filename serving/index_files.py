@@ -20,6 +20,8 @@ FIXED = 1 << 20
 IVF_QUANTIZER = struct.calcsize("<4siqqq?iQQ")
 """Where the clusters' index begins in an IVF file."""
 ALIGNMENT = 64
+LARGEST = 1e15
+"""What no embedding's value reaches."""
 
 
 class IndexFacts(NamedTuple):
@@ -68,21 +70,20 @@ def flat_header(dimension: int, vectors: int) -> bytes:
 def parse_flat(content: np.ndarray, facts: IndexFacts) -> list[ExpertIndex]:
     """All experts' exact indexes, on the bytes themselves: expert m's vector of item i is number m * N + i."""
     vectors = facts.num_experts * facts.num_items
-    check("index name", content[:4].tobytes(), b"IxFI")
+    check_names("flat", content[:4].tobytes(), b"IxFI")
     check("index vectors", int.from_bytes(content[8:16].tobytes(), "little"), vectors)
     header = flat_header(facts.dimension, vectors)
-    check("index header", content[: len(header)].tobytes(), header)
+    check_names("flat", content[: len(header)].tobytes(), header)
     check("index bytes", len(content), len(header) + 4 * vectors * facts.dimension)
     floats = np.require(content[len(header) :].view(np.float32), requirements="A")
-    check("index vectors that are finite", bool(np.isfinite(floats).all()), True)
+    check_values(floats)
     blocks = floats.reshape(facts.num_experts, facts.num_items, facts.dimension)
     return [FlatExpert(block) for block in blocks]
 
 
 def parse_ivf(content: np.ndarray, facts: IndexFacts) -> list[ExpertIndex]:
     """One expert's clustered index; every row is in exactly one cluster."""
-    names = (content[:4].tobytes(), content[IVF_QUANTIZER : IVF_QUANTIZER + 4].tobytes())
-    check("index classes", names, (b"IwFl", b"IxFI"))
+    check_names("ivf", content[:4].tobytes() + content[IVF_QUANTIZER : IVF_QUANTIZER + 4].tobytes(), b"IwFlIxFI")
     index = deserialize(content)
     check_facts(index, faiss.IndexIVFFlat, facts)
     quantizer = faiss.downcast_index(index.quantizer)
@@ -94,6 +95,9 @@ def parse_ivf(content: np.ndarray, facts: IndexFacts) -> list[ExpertIndex]:
     check("direct map", index.direct_map.type, faiss.DirectMap.NoMap)
     rows = np.concatenate([rows_of(lists, number) for number in range(index.nlist)])
     check("rows in the clusters", np.array_equal(np.sort(rows), np.arange(facts.num_items)), True)
+    for number in range(index.nlist):
+        if size := lists.list_size(number) * lists.code_size:
+            check_values(faiss.rev_swig_ptr(lists.get_codes(number), size).view(np.float32))
     index.make_direct_map()
     return [ivf_expert(index, facts.effort, facts.num_candidates)]
 
@@ -104,7 +108,7 @@ def ivf_expert(index: faiss.IndexIVFFlat, nprobe: int, num_candidates: int) -> F
     For 10 K it takes 2 to 3 times as many to find the same share (measured: 50,000 items, K = 100).
     """
     effort = Effort(nprobe, num_candidates, growth=0.5, most=index.nlist)
-    return FaissExpert(index, effort, lambda nprobe, rows: faiss.SearchParametersIVF(nprobe=nprobe, sel=rows))
+    return FaissExpert(index, index.d, effort, lambda nprobe, rows: faiss.SearchParametersIVF(nprobe=nprobe, sel=rows))
 
 
 def rows_of(lists: faiss.InvertedLists, number: int) -> np.ndarray:
@@ -115,13 +119,15 @@ def rows_of(lists: faiss.InvertedLists, number: int) -> np.ndarray:
 
 
 def parse_hnsw(content: np.ndarray, facts: IndexFacts) -> list[ExpertIndex]:
-    """One expert's graph; every link leads to an item of the link's level."""
-    check("index class", content[:4].tobytes(), b"IHNf")
+    """One expert's graph, with one dimension more than the embeddings; links lead to items of their level."""
+    check_names("hnsw", content[:4].tobytes(), b"IHNf")
     index = deserialize(content)
+    facts = facts._replace(dimension=facts.dimension + 1)
     check_facts(index, faiss.IndexHNSWFlat, facts)
     storage = faiss.downcast_index(index.storage)
     check("metric of the vectors", storage.metric_type, faiss.METRIC_INNER_PRODUCT)
     check("vectors", (storage.ntotal, storage.d), (facts.num_items, facts.dimension))
+    check_values(faiss.rev_swig_ptr(storage.get_xb(), facts.num_items * facts.dimension))
     check_graph(index.hnsw, facts.num_items)
     return [hnsw_expert(index, facts.effort, facts.num_candidates)]
 
@@ -154,7 +160,9 @@ def hnsw_expert(index: faiss.IndexHNSWFlat, ef_search: int, num_candidates: int)
     For 10 K it takes 5 times as long a queue, or more (measured: 50,000 items, K = 100).
     """
     effort = Effort(ef_search, num_candidates, growth=1.0, most=index.ntotal)
-    return FaissExpert(index, effort, lambda ef_search, rows: faiss.SearchParametersHNSW(efSearch=ef_search, sel=rows))
+    return FaissExpert(
+        index, index.d - 1, effort, lambda ef_search, rows: faiss.SearchParametersHNSW(efSearch=ef_search, sel=rows)
+    )
 
 
 def deserialize(content: np.ndarray) -> faiss.Index:
@@ -170,6 +178,19 @@ def deserialize(content: np.ndarray) -> faiss.Index:
         return chunk
 
     return faiss.read_index(faiss.PyCallbackIOReader(read, 1 << 20))
+
+
+def check_names(kind: str, found: bytes, expected: bytes) -> None:
+    """Refuse a file before FAISS sees it, if it does not begin as an index of the kind and size does."""
+    if found != expected:
+        raise BundleCorruptError(f"the {kind} index cannot be parsed: it does not begin as one of the manifest's size")
+
+
+def check_values(floats: np.ndarray) -> None:
+    """Refuse embeddings that are not numbers, or whose products would overflow."""
+    largest = float(np.abs(floats).max())
+    if not largest < LARGEST:
+        raise BundleCorruptError(f"index values: the largest is {largest:.2g}, not below {LARGEST:g}")
 
 
 def check_facts(index: faiss.Index, kind: type, facts: IndexFacts) -> None:

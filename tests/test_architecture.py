@@ -8,13 +8,15 @@ import pytest
 from tests.conftest import ROOT
 
 ROOMS = ("esr_trainer", "serving", "offline_eval")
+SERVED = tuple(f"esr_trainer.{name}" for name in ("feedback_", "onnx_session", "quotas"))
+"""What the server may take from the trainer's room."""
 TORCH_FREE = (
-    "esr_trainer.command_line",
-    "esr_trainer.feedback_",
-    "esr_trainer.onnx_session",
-    "esr_trainer.quotas",
+    *SERVED,
+    *(f"esr_trainer.{name}" for name in ("command_line", "features", "table_files", "whole_directory")),
 )
-"""What the serving path may take from the trainer's room; its commands and what publishes take the first."""
+"""What serving's commands and publishing may take beside."""
+PUBLISHING = ("__main__", "index_building", "items", "bench_index")
+"""serving's modules that a server does not load, beside its commands."""
 
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py") if "wire" not in path.parts)
 
@@ -44,10 +46,9 @@ def test_rooms(path: Path) -> None:
         assert not inside(names, "offline_eval")
         if not path.stem.startswith("export"):
             assert not inside(names, "torch")
-            taken = {name for name in inside(names, "esr_trainer") if not name.startswith(TORCH_FREE)}
-            assert not taken
-            if "command" not in path.stem and path.stem not in ("__main__", "index_building"):
-                assert not any(name.startswith(TORCH_FREE[0]) for name in names)
+            publishes = path.stem in PUBLISHING or "command" in path.stem
+            may = TORCH_FREE if publishes else SERVED
+            assert not {name for name in inside(names, "esr_trainer") if not name.startswith(may)}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,0 +1,125 @@
+"""What each kind of index costs and finds, on stand-in embeddings, as one table.
+
+Axes: N items, Q queries, D embedding dimension, k items asked for.
+"""
+
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import faiss
+import numpy as np
+
+from esr_trainer.command_line import note
+from serving.index import ItemIndex
+from serving.index_building import BuiltIndex, KindName, build_index, exact_index, recall, tune, write_index
+
+DIMENSION = 64
+NUM_RETRIEVED = 100
+"""k."""
+BATCH = 64
+TUNING, MEASURING = 256, 500
+"""Queries that choose the effort, and queries that are measured: others."""
+CLUSTERS = 1_000
+STAND_IN = (
+    "stand-in for trained embeddings: 1,000 clusters, half of the variance within them, the j-th direction's standard "
+    "deviation falling as j^-1/2, lognormal(0, 0.2) lengths; queries from the same clusters"
+)
+
+
+class Measured(NamedTuple):
+    """One kind of index of one size."""
+
+    items: int
+    """N."""
+    kind: str
+    build_seconds: float
+    """On one thread, without the choice of the effort."""
+    megabytes: float
+    """Its files."""
+    effort: int
+    """nprobe or efSearch."""
+    milliseconds: float
+    """Median of one query, one thread."""
+    milliseconds_batched: float
+    """Median per query in batches of 64, one thread."""
+    recall: float
+    """recall@100 against exact search."""
+
+
+def stand_in_embeddings(
+    num_items: int, num_queries: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Items (1, N, D) and queries (Q, 1, D) with the structure that STAND_IN names; float32."""
+    scale = np.arange(1, DIMENSION + 1, dtype=np.float32) ** -0.5
+    centres = generator.standard_normal((CLUSTERS, DIMENSION), dtype=np.float32)
+
+    def draw(count: int) -> np.ndarray:
+        points = centres[generator.integers(CLUSTERS, size=count)]
+        points += generator.standard_normal((count, DIMENSION), dtype=np.float32)
+        points *= scale * generator.lognormal(0, 0.2, (count, 1)).astype(np.float32)
+        return points
+
+    return draw(num_items)[None], draw(num_queries)[:, None]
+
+
+def measure(kind: KindName, embeddings: np.ndarray, queries: np.ndarray) -> Measured:
+    """Build, tune and time one index: (1, N, D), (Q, 1, D)."""
+    faiss.omp_set_num_threads(1)
+    start = time.perf_counter()
+    built = build_index(kind, embeddings)
+    seconds = time.perf_counter() - start
+    built = tune(built, queries[:TUNING], NUM_RETRIEVED, min_recall=0.95)
+    index = built.searching(NUM_RETRIEVED)
+    queries = queries[TUNING:]
+    exact = exact_index(embeddings).pick(queries, NUM_RETRIEVED)
+    return Measured(
+        items=embeddings.shape[1],
+        kind=kind,
+        build_seconds=round(seconds, 2),
+        megabytes=round(size_of(built) / 1e6, 1),
+        effort=built.effort,
+        milliseconds=milliseconds(index, [queries[i : i + 1] for i in range(len(queries))]),
+        milliseconds_batched=milliseconds(
+            index, [queries[i : i + BATCH] for i in range(0, len(queries) - BATCH + 1, BATCH)]
+        ),
+        recall=round(recall(index.pick(queries, NUM_RETRIEVED), exact), 4),
+    )
+
+
+def size_of(built: BuiltIndex) -> int:
+    """Bytes of an index's files."""
+    with tempfile.TemporaryDirectory() as directory:
+        write_index(Path(directory), built)
+        return sum(path.stat().st_size for path in Path(directory).iterdir())
+
+
+def milliseconds(index: ItemIndex, batches: Sequence[np.ndarray]) -> float:
+    """Median time per query, after one round to warm up: batches of (B, 1, D)."""
+    times = []
+    for batch in [*batches[:10], *batches]:
+        start = time.perf_counter()
+        index.pick(batch, NUM_RETRIEVED)
+        times.append((time.perf_counter() - start) / len(batch))
+    return round(1000 * statistics.median(times[min(len(batches), 10) :]), 4)
+
+
+def bench(sizes: Sequence[int], kinds: Sequence[KindName], seed: int) -> list[Measured]:
+    """Measure every kind at every size."""
+    table = []
+    for size in sizes:
+        embeddings, queries = stand_in_embeddings(size, TUNING + MEASURING, np.random.default_rng(seed))
+        for kind in kinds:
+            note(f"bench-index: {kind}, {size:,} items")
+            table.append(measure(kind, embeddings, queries))
+    return table
+
+
+def machine() -> str:
+    """What the times were taken on."""
+    return f"{platform.machine()}, {os.cpu_count()} cores, one used; faiss {faiss.__version__}, numpy {np.__version__}"
