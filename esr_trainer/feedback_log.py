@@ -6,7 +6,7 @@ Imports neither torch, nor polars, nor anything of serving.
 """
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Self
 
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from esr_trainer.feedback_reader import VersionCount, read, summary
 from esr_trainer.feedback_record import COLUMNS, Feedback, FeedbackRefusedError, Shown, check, feedback_of, values_of
-from esr_trainer.feedback_schema import FEEDBACK, METADATA, RECORD, check_schema
+from esr_trainer.feedback_schema import FEEDBACK, RECORD, create_schema
 from esr_trainer.feedback_store import (
     TIMEOUT,
     FeedbackLogUnavailableError,
@@ -62,7 +62,7 @@ class FeedbackLog:
         Raises:
             FeedbackLogUnusableError: no such kind of database, or its driver is missing.
         """
-        self._store = open_store(url, timeout)
+        self._store = open_store(url, timeout, "write")
 
     @classmethod
     def open(cls, url: str, timeout: float = TIMEOUT) -> Self:
@@ -134,8 +134,7 @@ class FeedbackLog:
                     if statement:
                         connection.exec_driver_sql(statement)
                 if fresh:
-                    METADATA.create_all(connection)
-                    check_schema(connection, create=True)
+                    create_schema(connection)
                 yield connection
                 connection.commit()
                 connection.info["checked"] = True
@@ -145,7 +144,7 @@ class FeedbackLog:
 
 
 def _insert(
-    store: Store, connection: sa.Connection, firsts: dict[str, Feedback]
+    store: Store, connection: sa.Connection, firsts: Mapping[str, Feedback]
 ) -> tuple[set[str], dict[str, Feedback]]:
     """Insert what is not there: the new request ids, and the records that were there under the others.
 

@@ -10,7 +10,7 @@ from psycopg.abc import PQGen
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql
 
-from esr_trainer.feedback_store import DEADLINE, FeedbackLogUnusableError, Store
+from esr_trainer.feedback_store import DEADLINE, Access, FeedbackLogUnusableError, Store
 
 Result = TypeVar("Result")
 ADVISORY_LOCK = 7305804402
@@ -36,7 +36,7 @@ class BoundedConnection(psycopg.Connection[Any]):
             raise
 
 
-def postgresql_store(url: sa.URL, timeout: float, read_only: bool) -> Store:
+def postgresql_store(url: sa.URL, timeout: float, access: Access) -> Store:
     """The database of a PostgreSQL URL.
 
     Raises:
@@ -44,13 +44,13 @@ def postgresql_store(url: sa.URL, timeout: float, read_only: bool) -> Store:
     """
     if url.drivername not in {"postgresql", "postgresql+psycopg"}:
         raise FeedbackLogUnusableError(f"feedback log: {url.drivername} must be postgresql or postgresql+psycopg")
-    milliseconds = max(1, int(timeout * 800))  # a little before the client hangs up, so that the connection lives on
+    milliseconds = max(1, int(timeout * 800))  # before the client hangs up, so that no backend waits on
     settings = {
         "statement_timeout": milliseconds,
         "lock_timeout": milliseconds,
         "idle_in_transaction_session_timeout": max(1, int(timeout * 2000)),
         "synchronous_commit": "on",
-        "default_transaction_read_only": "on" if read_only else "off",
+        "default_transaction_read_only": "on" if access == "read" else "off",
     }
     given = url.query.get("options", "")
     options = [given if isinstance(given, str) else " ".join(given)]

@@ -120,7 +120,7 @@ Connect = Callable[[], AbstractContextManager[sa.Connection]]
 @contextmanager
 def _reading(source: str, timeout: float) -> Iterator[Connect]:
     """A database that is only read: each connection of it sees one state, within one timeout."""
-    store = open_store(source, timeout, read_only=True)
+    store = open_store(source, timeout, "read")
 
     @contextmanager
     def connect() -> Iterator[sa.Connection]:
@@ -129,7 +129,7 @@ def _reading(source: str, timeout: float) -> Iterator[Connect]:
 
     try:
         with connect() as connection:
-            check_schema(connection, create=False)
+            check_schema(connection)
         yield connect
     finally:
         store.engine.dispose()

@@ -72,17 +72,27 @@ RECORD = [FEEDBACK.c[name] for name in COLUMNS]
 """The columns of a record, in the order of COLUMNS."""
 
 
-def check_schema(connection: sa.Connection, create: bool) -> None:
-    """See that the tables are of this release's schema, or say so where nothing is said yet and `create` is set.
+def create_schema(connection: sa.Connection) -> None:
+    """Make the tables that are not there, and see that those that are there are of this release's schema.
 
     Raises:
-        FeedbackLogUnusableError: they are of another one, or there are none.
+        FeedbackLogUnusableError: they are of another one.
     """
-    if not create and not sa.inspect(connection).has_table(SCHEMA.name):
+    METADATA.create_all(connection)
+    if connection.scalar(sa.select(sa.func.count()).select_from(SCHEMA)) == 0:
+        connection.execute(sa.insert(SCHEMA).values(version=SCHEMA_VERSION))
+    check_schema(connection)
+
+
+def check_schema(connection: sa.Connection) -> None:
+    """See that there are tables of this release's schema.
+
+    Raises:
+        FeedbackLogUnusableError: there are none, or they are of another one.
+    """
+    if not sa.inspect(connection).has_table(SCHEMA.name):
         raise FeedbackLogUnusableError("feedback log: the database holds no feedback log")
     versions = connection.scalars(sa.select(SCHEMA.c.version)).all()
-    if not versions and create:
-        connection.execute(sa.insert(SCHEMA).values(version=SCHEMA_VERSION))
-    elif versions != [SCHEMA_VERSION]:
+    if versions != [SCHEMA_VERSION]:
         found = ", ".join(map(str, versions)) or "none"
         raise FeedbackLogUnusableError(f"feedback log: schema version ({found}) must be {SCHEMA_VERSION}")

@@ -2,6 +2,7 @@
 
 import sqlite3
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -10,10 +11,12 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import sqlite
 
-from esr_trainer.feedback_store import FeedbackLogUnusableError, Store
+from esr_trainer.feedback_store import Access, FeedbackLogUnusableError, Store
+
+MODES: Mapping[Access, str] = {"read": "ro", "write": "rwc"}
 
 
-def sqlite_store(url: sa.URL, timeout: float, read_only: bool) -> Store:
+def sqlite_store(url: sa.URL, timeout: float, access: Access) -> Store:
     """The file of an SQLite URL.
 
     Raises:
@@ -22,7 +25,7 @@ def sqlite_store(url: sa.URL, timeout: float, read_only: bool) -> Store:
     if url.drivername != "sqlite" or url.database in {None, "", ":memory:"} or url.query:
         raise FeedbackLogUnusableError("feedback log: an SQLite URL must name a file, as sqlite:///feedback.db does")
     path = Path(str(url.database)).absolute()
-    uri = f"file:{quote(str(path))}?mode={'ro' if read_only else 'rwc'}"
+    uri = f"file:{quote(str(path))}?mode={MODES[access]}"
 
     def connect() -> sqlite3.Connection:
         # isolation_level None: transactions begin where this project says, not where the driver guesses

@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 
 from esr_trainer.command_line import UsageError
 
+Access = Literal["read", "write"]
 TIMEOUT = 5.0
 """Seconds that a call may wait for the database, by default."""
 DEADLINE: ContextVar[float] = ContextVar("DEADLINE", default=math.inf)
@@ -43,25 +44,25 @@ class Store(NamedTuple):
     """Why the database failed, from its error and the timeout."""
 
 
-def _sqlite(url: sa.URL, timeout: float, read_only: bool) -> Store:
+def _sqlite(url: sa.URL, timeout: float, access: Access) -> Store:
     from esr_trainer.feedback_sqlite import sqlite_store
 
-    return sqlite_store(url, timeout, read_only)
+    return sqlite_store(url, timeout, access)
 
 
-def _postgresql(url: sa.URL, timeout: float, read_only: bool) -> Store:
+def _postgresql(url: sa.URL, timeout: float, access: Access) -> Store:
     try:
         from esr_trainer.feedback_postgresql import postgresql_store
     except ImportError as error:
         raise FeedbackLogUnusableError("feedback log: PostgreSQL needs psycopg: install '.[postgres]'") from error
-    return postgresql_store(url, timeout, read_only)
+    return postgresql_store(url, timeout, access)
 
 
-STORES: Mapping[str, Callable[[sa.URL, float, bool], Store]] = {"sqlite": _sqlite, "postgresql": _postgresql}
-"""Kind of database, as URLs begin -> (URL, timeout in seconds, only to read?) -> store; nothing is connected yet."""
+STORES: Mapping[str, Callable[[sa.URL, float, Access], Store]] = {"sqlite": _sqlite, "postgresql": _postgresql}
+"""Kind of database, as URLs begin -> (URL, timeout in seconds, access) -> store; nothing is connected yet."""
 
 
-def open_store(text: str, timeout: float, read_only: bool = False) -> Store:
+def open_store(text: str, timeout: float, access: Access) -> Store:
     """The database of a URL, or of an SQLite file's path; nothing is connected yet.
 
     Raises:
@@ -75,7 +76,7 @@ def open_store(text: str, timeout: float, read_only: bool = False) -> Store:
     kind = url.get_backend_name()
     if kind not in STORES:
         raise FeedbackLogUnusableError(f"feedback log: {kind} is not one of {', '.join(STORES)}")
-    return STORES[kind](url, timeout, read_only)
+    return STORES[kind](url, timeout, access)
 
 
 @contextmanager

@@ -27,6 +27,15 @@ def test_the_base_install_serves_without_torch(bundles: Path, tmp_path: Path) ->
     assert refused.returncode == 2
     assert refused.stderr.startswith("error: export needs the training packages")
 
+    log, to = tmp_path / "feedback.db", tmp_path / "log.parquet"
+    opened = f"from esr_trainer.feedback_log import FeedbackLog; FeedbackLog.open({str(log)!r})"
+    subprocess.run([python, "-c", opened], check=True, cwd=tmp_path, env=env)
+    exported = run("serving", "log", "export", log, "--to", to, "--json")
+    assert exported.returncode == 0, exported.stderr
+    assert last_json(exported.stdout)["records"] == 0
+    in_postgresql = run("serving", "log", "show", "postgresql://127.0.0.1/log")
+    assert in_postgresql.stderr == "error: feedback log: PostgreSQL needs psycopg: install '.[postgres]'\n"
+
     command = [python, "-m", "serving", "serve", bundles, "--port", "0", "--json"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=env)
     try:

@@ -7,6 +7,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -497,6 +499,17 @@ def test_a_file_that_another_holds_is_waited_for_until_the_timeout(tmp_path: Pat
         assert log.record([feedback(0)]) == [NEW]
 
 
+def test_a_file_that_another_is_making_is_waited_for(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "feedback.db", isolation_level=None, check_same_thread=False)) as other:
+        other.execute("CREATE TABLE other (id)")
+        other.execute("BEGIN IMMEDIATE")
+        release = threading.Timer(0.2, other.execute, ["COMMIT"])
+        release.start()
+        with FeedbackLog.open(f"{tmp_path}/feedback.db", timeout=60) as log:
+            assert log.record([feedback(0)]) == [NEW]
+        release.join()
+
+
 def test_records_go_where_the_path_is_after_the_file_was_moved_away(tmp_path: Path) -> None:
     with FeedbackLog.open(f"{tmp_path}/feedback.db") as log:
         log.record([feedback(0)])
@@ -539,6 +552,10 @@ def test_a_lock_that_another_holds_is_waited_for_until_the_timeout(postgres: Pos
             assert said == "the feedback log cannot be written: PostgreSQL did not finish within 0.3 s"
             said = unavailable(lambda: list(read(url, timeout=SOON)))
             assert said == "the feedback log cannot be read: PostgreSQL did not finish within 0.3 s"
+            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            with postgres.session() as connection:
+                while connection.exec_driver_sql(waiting).scalar_one():  # the server gives up too, by itself
+                    time.sleep(0.01)
         assert log.record([feedback(0), feedback(1)]) == [SAME, NEW]
 
 
