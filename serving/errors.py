@@ -7,6 +7,7 @@
     ├── OverloadedError          RESOURCE_EXHAUSTED, with retry info: too many queries in flight
     ├── NotServingError          UNAVAILABLE: loading or draining, or the feedback log cannot be written
     ├── UnknownVersionError      NOT_FOUND: no such version under the bundle root
+    ├── UnknownModelError        NOT_FOUND: no model of that name
     ├── BundleUnusableError      FAILED_PRECONDITION: nothing to serve, or a bundle of another schema
     └── BundleCorruptError       DATA_LOSS: a file is missing, changed or does not fit the others
 
@@ -55,6 +56,10 @@ class UnknownVersionError(ServingError):
     """The bundle root has no such version."""
 
 
+class UnknownModelError(ServingError):
+    """The server has one model, and not of that name."""
+
+
 class BundleUnusableError(ServingError):
     """There is no bundle, or it is of a schema that this version does not read."""
 
@@ -70,6 +75,12 @@ STATUS: Mapping[type[ServingError], grpc.StatusCode] = {
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     NotServingError: grpc.StatusCode.UNAVAILABLE,
     UnknownVersionError: grpc.StatusCode.NOT_FOUND,
+    UnknownModelError: grpc.StatusCode.NOT_FOUND,
     BundleUnusableError: grpc.StatusCode.FAILED_PRECONDITION,
     BundleCorruptError: grpc.StatusCode.DATA_LOSS,
 }
+
+
+def quoted(value: object) -> str:
+    """The start of a caller's value, on one line, for a message."""
+    return repr(str(value)[:100])[1:-1]

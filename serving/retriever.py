@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 
 from serving.bundle import Bundle, latest_version, load_bundle
-from serving.errors import BundleCorruptError, InvalidRequestError, UnknownContextError
+from serving.errors import BundleCorruptError, InvalidRequestError, UnknownContextError, quoted
 
 SCORE_TOLERANCE = 1e-3
 """How far a golden query's scores may be from the exporting machine's, relative to the largest."""
@@ -63,20 +63,38 @@ class Retriever:
             InvalidRequestError: `num_candidates` is out of range, or the id is empty.
             UnknownContextError: the model has never seen the context.
         """
+        k = self.count(num_candidates)
+        rows, scores, experts = self.pick(self.embed(np.array([self.row(context_id)])), k)
+        item_ids = self.bundle.item_ids
+        return Candidates([item_ids[item] for item in rows[0]], scores[0].tolist(), experts.tolist())
+
+    def count(self, num_candidates: int | None) -> int:
+        """How many candidates are meant by what was asked for: from 1 to N, K as trained if nothing was.
+
+        Raises:
+            InvalidRequestError: it is out of range.
+        """
         manifest = self.bundle.manifest
         k = manifest.num_candidates if num_candidates is None else num_candidates
         if not 1 <= k <= manifest.num_items:
             raise InvalidRequestError(
                 "num_candidates", f"({k}) must be from 1 to the model's {manifest.num_items} items"
             )
+        return k
+
+    def row(self, context_id: str) -> int:
+        """The row of a context's own id.
+
+        Raises:
+            InvalidRequestError: the id is empty.
+            UnknownContextError: the model has never seen the context.
+        """
         if not context_id:
             raise InvalidRequestError("context_id", "must not be empty")
         row = self._row_of.get(context_id)
         if row is None:
-            raise UnknownContextError(f"context_id ({context_id[:100]}) is not among the model's contexts")
-        rows, scores, experts = self.pick(self.embed(np.array([row])), k)
-        item_ids = self.bundle.item_ids
-        return Candidates([item_ids[item] for item in rows[0]], scores[0].tolist(), experts.tolist())
+            raise UnknownContextError(f"context_id ({quoted(context_id)}) is not among the model's contexts")
+        return row
 
     def embed(self, rows: np.ndarray) -> np.ndarray:
         """The experts' embeddings of some contexts: rows (B,) -> (B, M, D)."""

@@ -3,16 +3,19 @@
 import asyncio
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import faiss
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from serving import open_inference
 from serving.errors import ServingError
 from serving.retriever import Retriever
 from serving.service import NAME, RetrievalService
-from serving.wire import retrieval_pb2_grpc
+from serving.wire import open_inference_pb2_grpc, retrieval_pb2_grpc
 
 DRAIN_SECONDS = 30.0
 """How long accepted requests may take to finish after SIGTERM."""
@@ -38,9 +41,13 @@ async def serve(root: Path, host: str, port: int, ready: Callable[[Retriever, st
     # Linux would let a second server share the port and take half of the requests: that is an error here.
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     retrieval_pb2_grpc.add_RetrievalServiceServicer_to_server(RetrievalService(retriever), server)
+    compute = ThreadPoolExecutor(1, initializer=faiss.omp_set_num_threads, initargs=(1,))
+    inference = open_inference.InferenceService(open_inference.SingleVersion(retriever), compute)
+    open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(inference, server)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    reflection.enable_server_reflection((NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    names = (NAME, open_inference.NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
     host = f"[{host}]" if ":" in host else host  # IPv6
     try:
         bound = server.add_insecure_port(f"{host}:{port}")

@@ -73,6 +73,14 @@ def serving(root: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str]
         process.communicate()
 
 
+def stock_client(address: str, context_ids: list[str], num_candidates: int) -> dict[str, Any]:
+    """What the stock tritonclient gets from a server, in a process of its own."""
+    asked = json.dumps({"context_ids": context_ids, "num_candidates": num_candidates})
+    done = run_module("tests.triton_client", address, "esr", input=asked, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return last_json(done.stdout)
+
+
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small run on the synthetic world: M = 3 experts, K = 10, L = 2."""
