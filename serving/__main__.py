@@ -21,19 +21,28 @@ class Export(Command):
     """Run or checkpoint directory of esr_trainer."""
     out: Path = Path("bundles")
     """Bundle root; the bundle is written whole as <root>/<next integer>."""
+    triton: Path | None = None
+    """Also write the bundle as a Triton model repository: a directory that is not there yet."""
 
     def run(self) -> Mapping[str, Any]:
         """Export."""
         try:
-            from serving.export import export
+            from serving.export import check_free, export, export_for_triton
         except ModuleNotFoundError as error:
             raise UsageError(
                 f"export needs the training packages ({error.name} is missing): install '.[train]'"
             ) from error
+        if self.triton:
+            check_free(self.triton)
         directory = export(self.run_directory, self.out)
         print(f"bundle: {directory} (torch, ONNX Runtime and FAISS give the same candidates)")
+        result = {"bundle": str(directory), "version": int(directory.name)}
+        if self.triton:
+            export_for_triton(directory, self.triton)
+            print(f"Triton model repository: {self.triton} (Triton's Python needs this package for the model esr)")
+            result["triton"] = str(self.triton)
         print(f"next: python -m serving serve {self.out}")
-        return {"bundle": str(directory), "version": int(directory.name)}
+        return result
 
 
 class Serve(Command):

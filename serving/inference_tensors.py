@@ -118,13 +118,18 @@ def read_context_ids(tensor: ModelInferRequest.InferInputTensor, raw: bytes | No
     """The ids of a BYTES tensor [B, 1] or [B]."""
     check_datatype(tensor)
     shape = list(tensor.shape)
-    if len(shape) not in (1, 2) or shape[1:] not in ([], [1]) or not 1 <= shape[0] <= MAX_BATCH:
-        raise InvalidRequestError(
-            CONTEXT_ID, f"shape ({quoted(shape[:8])}) must be [B, 1] or [B] with B from 1 to {MAX_BATCH}"
-        )
+    check_batch(shape)
     elements = contents_of(tensor, "bytes_contents") if raw is None else raw_byte_elements(raw, shape[0])
     check_count(CONTEXT_ID, len(elements), shape)
     return [decode(number, element) for number, element in enumerate(elements)]
+
+
+def check_batch(shape: Sequence[int]) -> None:
+    """Check the shape of CONTEXT_ID."""
+    if len(shape) not in (1, 2) or list(shape[1:]) not in ([], [1]) or not 1 <= shape[0] <= MAX_BATCH:
+        raise InvalidRequestError(
+            CONTEXT_ID, f"shape ({quoted(list(shape[:8]))}) must be [B, 1] or [B] with B from 1 to {MAX_BATCH}"
+        )
 
 
 def read_num_candidates(tensor: ModelInferRequest.InferInputTensor, raw: bytes | None) -> int:

@@ -37,7 +37,7 @@ def main(address: str, model: str) -> None:
                 "server": client.get_server_metadata(as_json=True)["name"],
                 "metadata": metadata,
                 "version": response["model_version"],
-                "model_id": response["parameters"]["model_id"]["string_param"],
+                "parameters": response.get("parameters", {}),
                 "id": response["id"],
                 "default": [[item.decode() for item in row] for row in ids_only.as_numpy("ITEM_IDS").tolist()],
                 "scores_not_asked_for": ids_only.as_numpy("SCORES") is None,

@@ -36,7 +36,8 @@ def test_the_stock_client_retrieves_what_retrieve_answers(server: str, bundles: 
         assert found["ITEM_IDS"][row] == candidates.item_ids
         assert found["SCORES"][row] == pytest.approx(candidates.scores, abs=1e-5)
         assert found["EXPERTS"][row] == candidates.experts
-    assert (found["version"], found["model_id"], found["id"]) == (str(version), model_id, "seven")
+    assert (found["version"], found["id"]) == (str(version), "seven")
+    assert found["parameters"] == {"model_id": {"string_param": model_id}}
     assert found["live"]
     assert found["ready"]
     assert found["model_ready"]
