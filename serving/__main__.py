@@ -103,6 +103,25 @@ class Retrieve(Command):
         return {"model_id": model_id, "model_version": version, **candidates._asdict()}
 
 
+class Health(Command):
+    """Ask a server whether it serves; exit code 0 if so."""
+
+    address: str = DEFAULT_ADDRESS
+    """host:port of the server."""
+    service: str = ""
+    """Name in grpc.health.v1, such as esr.v1.RetrievalService; empty: the server."""
+    seconds: PositiveFloat = Field(default=2.0, le=3600)
+    """Deadline of the call."""
+
+    def run(self) -> Mapping[str, Any]:
+        """Ask once."""
+        from serving.health_probe import check_serving
+
+        check_serving(self.address, self.service, self.seconds)
+        print("SERVING")
+        return {"status": "SERVING"}
+
+
 class Serving(Options):
     """Export an early-stage ranker as a bundle, serve it over gRPC, and ask it for candidates."""
 
@@ -112,6 +131,8 @@ class Serving(Options):
     """Answer over gRPC with the highest version of a bundle root."""
     retrieve: CliSubCommand[Retrieve]
     """Ask a server for the candidates of one context."""
+    health: CliSubCommand[Health]
+    """Ask a server whether it serves."""
 
     def cli_cmd(self) -> None:
         """Run the subcommand."""

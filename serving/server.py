@@ -19,6 +19,8 @@ from serving.wire import open_inference_pb2_grpc, retrieval_pb2_grpc
 
 DRAIN_SECONDS = 30.0
 """How long accepted requests may take to finish after SIGTERM."""
+LIVENESS = "liveness"
+"""Name in grpc.health.v1 that says whether the process answers, whatever it is ready for."""
 
 
 class AddressInUseError(ServingError):
@@ -54,7 +56,7 @@ async def serve(root: Path, host: str, port: int, ready: Callable[[Retriever, st
     except RuntimeError as error:
         raise AddressInUseError(f"address ({host}:{port}) cannot be listened on: is the port in use?") from error
     await server.start()
-    for name in ("", NAME):
+    for name in ("", NAME, LIVENESS):
         await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
 
     stopping = asyncio.Event()
