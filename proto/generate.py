@@ -1,9 +1,10 @@
-"""Generate the Python stubs of esr.v1 into serving/wire (or another directory): `python proto/generate.py [DIRECTORY]`.
+"""Generate the Python stubs of every proto into serving/wire (or elsewhere): `python proto/generate.py [DIRECTORY]`.
 
-The descriptors keep the name esr/v1/<file>.proto that every language's stubs register; only the Python import of one
+The descriptors keep the name <package>/<file>.proto that every language's stubs register; only the Python import of one
 stub by another is turned to the package that the stubs live in.
 """
 
+import re
 import sys
 import tempfile
 from importlib.resources import files
@@ -27,7 +28,7 @@ def generate(target: Path) -> list[Path]:
         if protoc.main(["protoc", f"-I{PROTO}", f"-I{well_known}", f"-I{rpc_types}", *outs, *protos]):
             raise SystemExit("protoc failed")
         for stub in sorted(Path(scratch).rglob("*.py*")):
-            text = stub.read_text().replace("from esr.v1 import", "from serving.wire import")
+            text = re.sub("from (esr.v1|inference) import", "from serving.wire import", stub.read_text())
             (target / stub.name).write_text(text)
             written.append(target / stub.name)
     return written

@@ -29,15 +29,24 @@ class Export(Command):
     minutes to build for a million; auto is flat up to 100,000 items, then ivf."""
     min_recall: float = Field(default=0.95, ge=0, le=1)
     """The least share of the exact candidates, on the golden queries, with which a bundle is published."""
+    triton: Path | None = None
+    """Also write the bundle as a Triton model repository: a directory that is not there yet."""
 
     def run(self) -> Mapping[str, Any]:
         """Export."""
         try:
-            from serving.export import export
+            from serving.export import check_free, export, export_for_triton
         except ModuleNotFoundError as error:
             raise needs_training_packages("export", error) from error
+        if self.triton:
+            check_free(self.triton)
         directory = export(self.run_directory, self.out, self.index, self.min_recall)
-        return published(directory)
+        result = published(directory)
+        if self.triton is None:
+            return result
+        export_for_triton(directory, self.triton)
+        print(f"Triton model repository: {self.triton} (Triton's Python needs this package for the model esr)")
+        return {**result, "triton": str(self.triton)}
 
 
 class Items(Command):
@@ -148,6 +157,25 @@ class Retrieve(Command):
         return {"model_id": model_id, "model_version": version, **dict(zip(names, columns, strict=True))}
 
 
+class Health(Command):
+    """Ask a server whether it serves; exit code 0 if so."""
+
+    address: str = DEFAULT_ADDRESS
+    """host:port of the server."""
+    service: str = ""
+    """Name in grpc.health.v1, such as esr.v1.RetrievalService; empty: the server."""
+    seconds: PositiveFloat = Field(default=2.0, le=3600)
+    """Deadline of the call."""
+
+    def run(self) -> Mapping[str, Any]:
+        """Ask once."""
+        from serving.health_probe import check_serving
+
+        check_serving(self.address, self.service, self.seconds)
+        print("SERVING")
+        return {"status": "SERVING"}
+
+
 class Serving(Options):
     """Export an early-stage ranker as a bundle, serve it over gRPC, and ask it for candidates."""
 
@@ -163,6 +191,8 @@ class Serving(Options):
     """Ask a server for the candidates of one context."""
     log: CliSubCommand[Log]
     """Look into a feedback log, or export it."""
+    health: CliSubCommand[Health]
+    """Ask a server whether it serves."""
 
     def cli_cmd(self) -> None:
         """Run the subcommand."""

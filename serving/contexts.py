@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from serving.bundle import Bundle
-from serving.errors import InvalidRequestError, UnknownContextError
+from serving.errors import InvalidRequestError, UnknownContextError, quoted
 from serving.query import Query
 
 AVERAGED = 4096
@@ -66,7 +66,7 @@ class Contexts:
         else:
             found = Found(row=self._row_of.get(query.context_id))
         if not found.is_known and self.unknown_context == "not-found":
-            name = f"context_id ({query.context_id[:100]})" if query.context_id else "features: none of the values"
+            name = f"context_id ({quoted(query.context_id)})" if query.context_id else "features: none of the values"
             raise UnknownContextError(f"{name} is not among the model's contexts")
         return found
 
@@ -84,10 +84,11 @@ class Contexts:
             known = self._value_of.get(name)
             if known is None:
                 names = ", ".join(self._value_of) or "the model has none"
-                raise InvalidRequestError("features", f"({name[:100]}) must be among the model's: {names}")
+                raise InvalidRequestError("features", f"({quoted(name)}) must be among the model's: {names}")
             indices = [known[value] for value in dict.fromkeys(values) if value in known]
             if len(indices) > len(bags[name]):
-                raise InvalidRequestError("features", f"({name}: {len(indices)} values) takes {len(bags[name])}")
+                rule = f"({quoted(name)}: {len(indices)} values) takes {len(bags[name])}"
+                raise InvalidRequestError("features", rule)
             bags[name][: len(indices)] = indices
         return bags
 

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import faiss
 
@@ -31,7 +31,7 @@ _queue_seconds = STAGE_SECONDS.labels("queue")
 _compute_seconds = STAGE_SECONDS.labels("compute")
 _overloaded = REJECTED.labels("overloaded")
 
-Encode = Callable[[Retriever, Answer], bytes]
+Encode = Callable[[Retriever, Answer], Any]
 """What the compute thread makes of an answer: serializing there keeps the event loop free."""
 
 
@@ -54,7 +54,7 @@ class Dispatcher:
     def __init__(self, max_in_flight: int) -> None:
         self.max_in_flight = max_in_flight
         self.in_flight = 0
-        self._thread: GroupingThread[Work, bytes] = GroupingThread("compute", answer_group, group_size)
+        self._thread: GroupingThread[Work, Any] = GroupingThread("compute", answer_group, group_size)
 
     def admit(self, count: int) -> None:
         """Check that so many queries may come in now.
@@ -68,7 +68,7 @@ class Dispatcher:
                 f"{self.in_flight} queries are in flight, and {count} more exceed {self.max_in_flight}", RETRY_SECONDS
             )
 
-    def submit(self, retriever: Retriever, query: Query, encode: Encode, deadline: float) -> asyncio.Future[bytes]:
+    def submit(self, retriever: Retriever, query: Query, encode: Encode, deadline: float) -> asyncio.Future[Any]:
         """Queue an admitted query; the future's result is the encoded answer, its exception a ServingError."""
         result = self._thread.submit(Work(retriever, query, encode, time.monotonic(), deadline))
         self.in_flight += 1
@@ -76,7 +76,7 @@ class Dispatcher:
         result.add_done_callback(self._leave)
         return result
 
-    def _leave(self, result: asyncio.Future[bytes]) -> None:
+    def _leave(self, result: asyncio.Future[Any]) -> None:
         self.in_flight -= 1
         IN_FLIGHT.dec()
 
@@ -91,11 +91,11 @@ def group_size(work: Work) -> int:
     return max(1, min(GROUP, GROUP_SCORES // (manifest.num_items * manifest.num_experts)))
 
 
-def answer_group(group: Sequence[Work]) -> list[bytes | Exception]:
+def answer_group(group: Sequence[Work]) -> list[Any]:
     """Answer a group of queries, version by version."""
     faiss.omp_set_num_threads(1)  # holds for the calling thread
     start = time.monotonic()
-    outcomes: dict[int, bytes | Exception] = {}
+    outcomes: dict[int, Any] = {}
     in_time = [number for number, work in enumerate(group) if work.deadline > start]
     for retriever in {id(group[number].retriever): group[number].retriever for number in in_time}.values():
         numbers = [number for number in in_time if group[number].retriever is retriever]
@@ -107,7 +107,7 @@ def answer_group(group: Sequence[Work]) -> list[bytes | Exception]:
     return [outcomes.get(number, late) for number in range(len(group))]
 
 
-def answer_same(group: Sequence[Work]) -> list[bytes | Exception]:
+def answer_same(group: Sequence[Work]) -> list[Any]:
     """Answer queries of one version; what goes wrong with one is not another's error."""
     retriever = group[0].retriever
     try:

@@ -9,6 +9,7 @@
     ├── NotServingError          UNAVAILABLE: loading or draining, or the feedback log cannot be written
     ├── DeadlinePassedError      DEADLINE_EXCEEDED: nobody waits for the answer any more
     ├── UnknownVersionError      NOT_FOUND: no such version under the bundle root
+    ├── UnknownModelError        NOT_FOUND: no model of that name
     ├── BundleUnusableError      FAILED_PRECONDITION: nothing to serve, or a bundle of another schema
     ├── BundleCorruptError       DATA_LOSS: a file is missing, changed or does not fit the others
     └── InternalError            INTERNAL: a defect; the server's log has it
@@ -66,6 +67,10 @@ class UnknownVersionError(ServingError):
     """The bundle root has no such version."""
 
 
+class UnknownModelError(ServingError):
+    """The server has one model, and not of that name."""
+
+
 class BundleUnusableError(ServingError):
     """There is no bundle, or it is of a schema that this version does not read."""
 
@@ -87,7 +92,13 @@ STATUS: Mapping[type[ServingError], grpc.StatusCode] = {
     NotServingError: grpc.StatusCode.UNAVAILABLE,
     DeadlinePassedError: grpc.StatusCode.DEADLINE_EXCEEDED,
     UnknownVersionError: grpc.StatusCode.NOT_FOUND,
+    UnknownModelError: grpc.StatusCode.NOT_FOUND,
     BundleUnusableError: grpc.StatusCode.FAILED_PRECONDITION,
     BundleCorruptError: grpc.StatusCode.DATA_LOSS,
     InternalError: grpc.StatusCode.INTERNAL,
 }
+
+
+def quoted(value: object) -> str:
+    """The start of a caller's value, on one line, for a message."""
+    return repr(str(value)[:100])[1:-1]

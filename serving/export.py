@@ -24,6 +24,7 @@ from serving.bundle import Manifest
 from serving.export_ranker import write_ranker
 from serving.index_building import BuiltIndex, IndexName, build_index, choose_kind, measured, tune, write_index
 from serving.retriever import Retriever
+from serving.triton import write_model_repository
 
 NUM_GOLDEN = 64
 NUM_CHECKED = 512
@@ -85,6 +86,26 @@ def export(run: Path, root: Path, index: IndexName = "auto", min_recall: float =
             write_bundle(directory, checkpoint, policy, built)
             check_served_is_trained(directory, version, policy, checkpoint.config.candidates)
     return root / str(version)
+
+
+def export_for_triton(bundle_directory: Path, repository: Path) -> None:
+    """Write a bundle as a Triton model repository, whole or not at all.
+
+    Raises:
+        UsageError: something is there already, or nothing can be written there.
+    """
+    check_free(repository)
+    try:
+        with written_whole(repository) as directory:
+            write_model_repository(directory, bundle_directory, int(bundle_directory.name))
+    except OSError as error:
+        raise UsageError(f"triton ({repository}) cannot be written: {error.strerror or error}") from error
+
+
+def check_free(repository: Path) -> None:
+    """Check, before anything is published, that a model repository may be written."""
+    if repository.is_file() or (repository.is_dir() and any(repository.iterdir())):
+        raise UsageError(f"triton ({repository}) is already there: a model repository is written whole, not changed")
 
 
 def write_bundle(directory: Path, checkpoint: Checkpoint, policy: EarlyStageRanker, built: BuiltIndex) -> None:

@@ -22,9 +22,12 @@ from serving.feedback import FeedbackRecorder
 from serving.health import Health
 from serving.listening import administration, bind, metrics_endpoint, new_server, private_administration
 from serving.no_op import add_no_op
+from serving.open_inference import NAME as INFERENCE
+from serving.open_inference import InferenceService
 from serving.server_options import OptionError, ServerOptions
 from serving.service import NAME, RetrievalService
 from serving.versions import Chosen, Versions
+from serving.wire import open_inference_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +96,7 @@ async def serve(
         server = new_server(options, access_log, options.token_file, shares_port=worker is not None)
         stack.enter_context(services(server, versions, options))
         health_pb2_grpc.add_HealthServicer_to_server(is_ready, server)
-        address = bind(server, options, options.host, options.port, [NAME, health.SERVICE_NAME])
+        address = bind(server, options, options.host, options.port, [NAME, INFERENCE, health.SERVICE_NAME])
         await server.start()
         stack.push_async_callback(server.stop, None)  # at once, unless it was drained before
         if worker:
@@ -129,6 +132,9 @@ def services(server: grpc.aio.Server, versions: Versions, options: ServerOptions
             recorder = stack.enter_context(closing(FeedbackRecorder(open_log(options.feedback_log))))
         limits = (options.max_batch, options.max_message_bytes)
         RetrievalService(versions, dispatcher, recorder, *limits).add_to(server)
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
+            InferenceService(versions, dispatcher), server
+        )
         if options.no_op:
             add_no_op(server, versions, options.no_op)
         yield

@@ -91,6 +91,17 @@ class Versions:
             raise NotServingError("no version of the model is loaded yet")
         return active
 
+    def version(self, number: int) -> Retriever:
+        """A version that is in memory.
+
+        Raises:
+            UnknownVersionError: it is not.
+        """
+        for known in self._in_memory():
+            if known.bundle.version == number:
+                return known
+        raise UnknownVersionError(f"version ({number}) is not loaded")
+
     def start(self) -> None:
         """Load and switch to the version that was chosen, or the highest that is not refused.
 

@@ -75,6 +75,14 @@ def serving(root: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str]
         process.communicate()
 
 
+def stock_client(address: str, context_ids: list[str], num_candidates: int) -> dict[str, Any]:
+    """What the stock tritonclient gets from a server, in a process of its own."""
+    asked = json.dumps({"context_ids": context_ids, "num_candidates": num_candidates})
+    done = run_module("tests.triton_client", address, "esr", input=asked, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return last_json(done.stdout)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A PostgreSQL server."""

@@ -10,7 +10,7 @@ from esr_trainer.policy_value import replay
 from esr_trainer.system import system_of
 from offline_eval.intervals import bootstrap
 from serving import client
-from tests.conftest import last_json, run_module, serving
+from tests.conftest import last_json, run_module, serving, stock_client
 
 SYSTEM = ["--candidates", "10", "--slate", "10", "--slot-weights", "mean", "--experts", "2", "--learning-rate", "0.03"]
 
@@ -33,6 +33,8 @@ def test_real_labels_from_training_to_verdict(shared: Path, tmp_path: Path) -> N
         served = torch.tensor(
             [[row[item] for item in client.retrieve(address, user, 10)[0].item_ids] for user in world.context_ids]
         )
+        by_stock_client = stock_client(address, list(world.context_ids), 10)["ITEM_IDS"]
+    assert [[row[item] for item in items] for items in by_stock_client] == served.tolist()
     system = system_of(Checkpoint(trained).config, world)
     value = replay(world, system, lambda contexts: served[contexts])
     permutation = torch.randperm(world.num_contexts, generator=torch.Generator().manual_seed(0))

@@ -1,10 +1,10 @@
 import importlib.util
 from pathlib import Path
 
-from serving.wire import admin_pb2, retrieval_pb2
+from serving.wire import admin_pb2, open_inference_pb2, retrieval_pb2
 from tests.conftest import ROOT
 
-PROTOS = sorted((ROOT / "proto" / "esr").rglob("*.proto"))
+PROTOS = sorted((ROOT / "proto").rglob("*.proto"))
 
 
 def test_committed_stubs_are_what_the_protos_generate(tmp_path: Path) -> None:
@@ -30,3 +30,4 @@ def test_every_message_and_field_has_a_sentence() -> None:
             assert lines[number - 1].startswith("//"), line
     assert retrieval_pb2.DESCRIPTOR.name == "esr/v1/retrieval.proto"
     assert admin_pb2.DESCRIPTOR.name == "esr/v1/admin.proto"
+    assert open_inference_pb2.DESCRIPTOR.name == "inference/open_inference.proto"
