@@ -167,7 +167,8 @@ def read_manifest(directory: Path) -> Manifest:
         manifest = Manifest.model_validate(content)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        raise BundleCorruptError(f"{MANIFEST}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+        said = ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"])))
+        raise BundleCorruptError(f"{MANIFEST}: {said}") from error
     missing = [name for name in dict.fromkeys((*REQUIRED, *manifest.index_files)) if name not in manifest.files]
     if missing:
         raise BundleCorruptError(f"{MANIFEST} does not name {', '.join(missing)}")

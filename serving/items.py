@@ -221,6 +221,7 @@ def write_manifest(directory: Path, parent: Bundle, built: BuiltIndex) -> None:
     changed = {
         "parent": parent.version,
         "num_items": built.embeddings.shape[1],
+        "index": built.kind,
         "nprobe": built.nprobe,
         "ef_search": built.ef_search,
         "recall": built.recall,

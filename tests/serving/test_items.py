@@ -3,17 +3,22 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from esr_trainer.command_line import UsageError, main
 from esr_trainer.whole_directory import sha256
+from serving import export as exporting
 from serving.__main__ import Serving
 from serving.bundle import load_bundle, read_manifest
-from serving.errors import ServingError
+from serving.errors import BundleCorruptError, ServingError
 from serving.export import export
+from serving.index_building import build_index, measured, tune, write_index
+from serving.items import built_of, embed, write_manifest
 from serving.retriever import Retriever
 from tests.conftest import last_json
 
@@ -29,10 +34,23 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = "--environment synthetic --items 300 --contexts 100 --candidates 6 --slate 2 --experts 2 --steps 20"
     features = ["--item-features", str(directory / "features.csv")]
     assert command_line([*options.split(), *features, "--out", str(directory / "run")]) == 0
-    export(directory / "run", directory / "flat")
     export(directory / "run", directory / "ivf", "ivf")
-    export(directory / "run", directory / "hnsw", "hnsw")
+    for kind in ("flat", "hnsw"):
+        shutil.copytree(directory / "ivf", directory / kind)
+        give_index(directory / kind / "1", kind)
     return directory
+
+
+def give_index(directory: Path, kind: Literal["flat", "hnsw"]) -> None:
+    """Give a bundle an index of another kind, as export writes it; quicker than another export."""
+    bundle = load_bundle(directory, 1)
+    for name in bundle.manifest.index_files:
+        (directory / name).unlink()
+    (directory / "manifest.json").unlink()
+    built = tune(build_index(kind, built_of(bundle).embeddings), embed(bundle, np.arange(100)), 6, 0.95)
+    built = measured(built, embed(bundle, bundle.golden["contexts"]), 6, 0.95)
+    write_index(directory, built)
+    write_manifest(directory, replace(bundle, version=None), built)
 
 
 @pytest.fixture
@@ -162,13 +180,49 @@ def test_a_parent_that_cannot_be_used_is_one_line(root: Path, tmp_path: Path, re
     assert {path.name for path in root.iterdir()} == {"1", ".lock"}
 
 
-def test_too_little_recall_publishes_nothing(exported: Path, tmp_path: Path, refused: Callable[[int], str]) -> None:
-    code = main(
-        Serving,
-        "python -m serving",
-        ["export", str(exported / "run"), "--out", str(tmp_path / "root"), "--index", "hnsw", "--min-recall", "1.5"],
-    )
-    assert "min" in refused(code)
-    manifest = json.loads((exported / "ivf" / "1" / "manifest.json").read_text())
-    assert manifest["nprobe"] > 0
-    assert 0.95 <= manifest["recall"] <= 1
+@pytest.mark.parametrize("kind", ["ivf", "hnsw"])
+def test_every_experts_index_file_is_verified(kind: str, exported: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(exported / kind, tmp_path / "root"))
+    path = root / "1" / "items_1.faiss"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleCorruptError, match=r"items_1\.faiss was changed"):
+        Retriever.open(root)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"nprobe": None}, r"index \(ivf\) needs nprobe"),
+        ({"ef_search": 5}, r"index \(ivf\) needs nprobe"),
+        ({"index": "flat"}, "needs neither nprobe nor ef_search"),
+        ({"nprobe": 0}, "nprobe: Input should be greater than 0"),
+        ({"recall": 1.5}, "recall: Input should be less"),
+        ({"index": "hnsw", "nprobe": None, "ef_search": 9}, "the hnsw index cannot be parsed"),
+        ({"num_experts": 1_000_000_000}, "num_experts"),
+        ({"num_experts": 3}, r"does not name items_2\.faiss"),
+    ],
+)
+def test_a_manifest_of_another_index_is_refused(
+    change: dict[str, object], rule: str, exported: Path, tmp_path: Path
+) -> None:
+    root = Path(shutil.copytree(exported / "ivf", tmp_path / "root"))
+    path = root / "1" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(BundleCorruptError, match=rule):
+        Retriever.open(root)
+
+
+def test_too_little_recall_publishes_nothing(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[[int], str]
+) -> None:
+    manifest = read_manifest(exported / "ivf" / "1")
+    assert manifest.nprobe
+    assert 0.95 <= manifest.recall <= 1
+    monkeypatch.setattr(exporting, "tune", lambda built, *_: built)  # looks into one cluster
+    arguments = [str(exported / "run"), "--out", str(tmp_path / "root"), "--index", "ivf", "--min-recall", "0.99"]
+    line = refused(main(Serving, "python -m serving", ["export", *arguments]))
+    assert "error: index (ivf): recall@6 on the golden queries is 0." in line
+    assert "below min-recall (0.99)" in line
+    assert not (tmp_path / "root").exists()
