@@ -89,18 +89,18 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
 
 def test_every_kind_of_bad_bundle_is_refused_under_load_without_a_failed_request(root: Path) -> None:
     options = ("--admin-port", "0", "--poll-seconds", "0.05")
-    with started(root, *options) as (process, facts), load_on(facts["address"]) as load:
+    with started(root, *options) as (process, facts):
         admin = Admin(facts["admin_address"])
-        for version, (damage, why) in enumerate(DAMAGES, start=2):
-            publish(root, version, damage)
-            wait_until(lambda version=version: admin.state(version)[0] == "REFUSED")
-            assert why in admin.state(version)[1]
-            assert str(root) not in admin.state(version)[1], "no path of the server"
-            assert admin.active() == 1
-        good = len(DAMAGES) + 2
-        publish(root, good)
-        wait_until(lambda: load.calls[-1].version == good)
-        load.ending.set()
+        with load_on(facts["address"]) as load:
+            for version, (damage, why) in enumerate(DAMAGES, start=2):
+                publish(root, version, damage)
+                wait_until(lambda version=version: admin.state(version)[0] == "REFUSED")
+                assert why in admin.state(version)[1]
+                assert str(root) not in admin.state(version)[1], "no path of the server"
+                assert admin.active() == 1
+            good = len(DAMAGES) + 2
+            publish(root, good)
+            wait_until(lambda: load.calls[-1].version == good)
         process.terminate()
         errors = process.communicate()[1]
     assert load.codes() == {"OK"}
