@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serving.access_log import AccessLog
 from serving.gate import Gate
-from serving.telemetry import Telemetry, describe_call
+from serving.telemetry import Telemetry, describe_call, kept_from_surprises
 from serving.wire import retrieval_pb2
 from tests.conftest import run_module, started
 from tests.serving.live import REQUEST, own_channel, retrieval
@@ -124,11 +124,10 @@ def called(
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", methods),))
             port = server.add_insecure_port("127.0.0.1:0")
             await server.start()
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:  # not on the server's loop
                 call = channel.unary_unary("/test.Service/Call")
-                ends = await asyncio.gather(
-                    *(call(b"", timeout=seconds) for seconds in timeouts), return_exceptions=True
-                )
+                calls = (asyncio.to_thread(call, b"", timeout=seconds) for seconds in timeouts)
+                ends = await asyncio.gather(*calls, return_exceptions=True)
             await asyncio.sleep(0.1)  # a server learns of a deadline when its client does
             await server.stop(5)
             return ends
@@ -145,25 +144,28 @@ def test_a_surprise_is_told_to_the_log_alone(tmp_path: Path, caplog: pytest.LogC
         raise KeyError("/a/path/of/the/server")
 
     (end,) = called(surprise, tmp_path / "log", 10)
-    assert isinstance(end, grpc.aio.AioRpcError)
+    assert isinstance(end, grpc.RpcError)
     assert end.code() is grpc.StatusCode.INTERNAL
     assert "path" not in (end.details() or "")
     assert "/a/path/of/the/server" in caplog.text
     assert codes(tmp_path / "log") == ["INTERNAL"]
 
 
-def test_no_work_begins_after_the_deadline(tmp_path: Path) -> None:
-    begun = 0
+def test_no_work_begins_after_the_deadline() -> None:
+    class Late:
+        """The border to gRPC's core, which seldom hands over a call as late as this one."""
 
-    async def blocking(request: Any, context: Any) -> bytes:
-        nonlocal begun
-        begun += 1
-        time.sleep(1.0)  # the loop is busy: the other call waits in it until its deadline has passed
-        return b""
+        def time_remaining(self) -> float:
+            return 0.0
 
-    called(blocking, tmp_path / "log", 10, 0.3)
-    assert begun == 1
-    assert sorted(codes(tmp_path / "log")) == ["DEADLINE_EXCEEDED", "OK"]
+        async def abort(self, code: grpc.StatusCode, details: str) -> None:
+            raise grpc.aio.AbortError(code)
+
+    async def work(request: Any, context: Any) -> bytes:
+        raise AssertionError("work began")
+
+    with pytest.raises(grpc.aio.AbortError, match="DEADLINE_EXCEEDED"):
+        asyncio.run(kept_from_surprises(work, b"", Late()))
 
 
 def test_work_stops_at_the_deadline(tmp_path: Path) -> None:
