@@ -94,8 +94,9 @@ class AccessLog:
             is_last = self._ending.wait(FLUSH_SECONDS)
             lines = [self._pending.popleft() for _ in range(len(self._pending))]
             try:
-                self._write("".join(map(Line.as_json, lines)).encode())
-                is_failing = False
+                if lines:
+                    self._write("".join(map(Line.as_json, lines)).encode())
+                    is_failing = False
             except OSError as error:
                 ACCESS_LOG_LOST.inc(len(lines))
                 if not is_failing:

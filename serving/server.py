@@ -19,6 +19,7 @@ from serving.admin_service import AdminService
 from serving.dispatcher import Dispatcher
 from serving.errors import BundleCorruptError, BundleUnusableError
 from serving.feedback import FeedbackRecorder
+from serving.gate import Gate
 from serving.health import Health
 from serving.listening import administration, bind, metrics_endpoint, new_server, private_administration
 from serving.no_op import add_no_op
@@ -28,6 +29,9 @@ from serving.server_options import OptionError, ServerOptions
 from serving.service import NAME, RetrievalService
 from serving.versions import Chosen, Versions
 from serving.wire import open_inference_pb2_grpc
+
+STREAM_SECONDS = 1.0
+"""How long streams may last once every call with an answer has it."""
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +97,8 @@ async def serve(
         access_log = stack.enter_context(AccessLog(options.access_log))
         if worker:
             await load(versions, options)
-        server = new_server(options, access_log, options.token_file, shares_port=worker is not None)
+        gate = Gate()
+        server = new_server(options, access_log, gate, options.token_file, shares_port=worker is not None)
         stack.enter_context(services(server, versions, options))
         health_pb2_grpc.add_HealthServicer_to_server(is_ready, server)
         address = bind(server, options, options.host, options.port, [NAME, INFERENCE, health.SERVICE_NAME])
@@ -111,7 +116,16 @@ async def serve(
         watching = asyncio.create_task(watch(versions, is_ready, options.poll_seconds))
         await stopping.wait()
         watching.cancel()
-        await drain(server, is_ready, options)
+
+        log.info("draining")
+        is_ready.set(False)
+        await asyncio.sleep(options.drain_delay)
+        await gate.close(options.drain_seconds)
+        is_ready.end_watches()
+        stopped = asyncio.create_task(server.stop(STREAM_SECONDS))
+        await asyncio.sleep(0)  # connections are told first that the server goes, or the released would come again
+        gate.release()
+        await stopped
 
 
 def served(versions: Versions) -> tuple[str, int, str]:
@@ -174,15 +188,6 @@ async def watch(versions: Versions, is_ready: Health, seconds: float) -> None:
             await asyncio.to_thread(versions.follow)
         except Exception:  # such as a file system that went away: what is loaded serves on
             log.exception("the bundle root could not be read")
-
-
-async def drain(server: grpc.aio.Server, is_ready: Health, options: ServerOptions) -> None:
-    """Say that the server is not ready, go on accepting for a while, then let what was accepted finish."""
-    log.info("draining")
-    is_ready.set(False)
-    await asyncio.sleep(options.drain_delay)
-    is_ready.end_watches()
-    await server.stop(options.drain_seconds)
 
 
 def stop_signals() -> asyncio.Event:

@@ -11,8 +11,10 @@ from contextvars import ContextVar
 from typing import Any, Protocol, TypeAlias
 
 import grpc
+from grpc_health.v1 import health
 
 from serving.access_log import AccessLog, Line
+from serving.gate import Gate
 from serving.metrics import REQUESTS, STAGE_SECONDS
 
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
@@ -53,8 +55,9 @@ class _Count(Protocol):
 class Telemetry(grpc.aio.ServerInterceptor):
     """Times, counts and logs calls; the outermost interceptor, so that refusals of the others are seen too."""
 
-    def __init__(self, access_log: AccessLog) -> None:
+    def __init__(self, access_log: AccessLog, gate: Gate) -> None:
         self._access_log = access_log
+        self._gate = gate
         self._seconds = STAGE_SECONDS.labels("handler")
         self._counts: dict[tuple[str, str], _Count] = {}
         self._handlers: dict[tuple[str, Handler], Handler] = {}
@@ -80,13 +83,19 @@ class Telemetry(grpc.aio.ServerInterceptor):
     def _wrap(self, method: str, handler: Handler) -> Handler:
         behaviour: Behaviour = handler.unary_unary  # type: ignore[assignment]  # of an aio server
 
+        gate = Gate() if method.startswith(health.SERVICE_NAME) else self._gate  # health is told to the end
+
         async def watched(request: Any, context: Any) -> Any:
             facts = Facts()
             _facts.set(facts)
             came, start = time.time(), time.perf_counter()
             code = "OK"
             try:
-                return await kept_from_surprises(behaviour, request, context)
+                if not gate.is_open:
+                    await gate.knock()
+                    await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is draining")
+                with gate:
+                    return await kept_from_surprises(behaviour, request, context)
             except BaseException as error:
                 code = code_of(error, context)
                 raise

@@ -81,6 +81,8 @@ class Supervisor:
         self.chosen = Chosen(options.pin, follows_latest=not options.pin)
         self.running: dict[int, Running] = {}
         """By slot, from 0."""
+        self.serving: dict[int, Running] = {}
+        """Those that have answered, and have not ended."""
         self._directory = directory
         self._keepers: list[asyncio.Task[None]] = []
 
@@ -127,7 +129,7 @@ class Supervisor:
         assignment = Assignment(
             options=self.options.model_copy(update={"workers": 1, "admin_port": None, "metrics_port": None}),
             admin_socket=socket,
-            chosen=self.chosen,
+            chosen=(chosen := self.chosen),
             answer=writing,
         )
         assert process.stdin is not None
@@ -136,6 +138,9 @@ class Supervisor:
         answer = Answer.model_validate_json(line or '{"problem": "a worker ended before it served"}')
         if answer.started is None:
             raise (BundleUnusableError if answer.is_bundle_problem else WorkerError)(answer.problem)
+        self.serving[slot] = self.running[slot]
+        if self.chosen != chosen:  # while the worker was loading
+            await ask(socket, "ActivateVersion", activation(self.chosen))
         return answer.started
 
     async def _keep(self, slot: int) -> None:
@@ -144,6 +149,7 @@ class Supervisor:
         while True:
             process = self.running[slot].process
             code = await process.wait()
+            self.serving.pop(slot, None)
             multiprocess.mark_process_dead(process.pid, str(self._directory))  # type: ignore[no-untyped-call]
             pause = FIRST_PAUSE if clock() - since > LONGEST_PAUSE else min(2 * pause, LONGEST_PAUSE)
             log.warning("worker %d (pid %d) ended with %d; again in %.1f s", slot, process.pid, code, pause)
@@ -151,7 +157,7 @@ class Supervisor:
             since = clock()
             try:
                 await self._start(slot)
-            except ServingError as error:
+            except (ServingError, grpc.aio.AioRpcError) as error:
                 log.warning("worker %d cannot start: %s", slot, error)
 
 
@@ -191,19 +197,25 @@ class FanOutAdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[m
     async def _switch(self, chosen: Chosen, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         await self._ask_all("LoadVersion", admin_pb2.LoadVersionRequest(version=chosen.version), context)
         self.supervisor.chosen = chosen  # a worker that dies from here on comes back with it
-        request = admin_pb2.ActivateVersionRequest(version=chosen.version, follow_latest=chosen.follows_latest)
-        return (await self._ask_all("ActivateVersion", request, context))[0]
+        return (await self._ask_all("ActivateVersion", activation(chosen), context))[0]
 
     async def _ask_all(self, method: str, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> list[Any]:
-        """Every living worker's answer to one method; the first refusal is the answer for all."""
-        sockets = [worker.socket for worker in self.supervisor.running.values() if worker.process.returncode is None]
-        if not sockets:
-            await refuse(context, NotServingError("no worker is running"))
-        try:
-            return await asyncio.gather(*(ask(socket, method, request) for socket in sockets))
-        except grpc.aio.AioRpcError as error:
-            await context.abort(error.code(), error.details() or "", error.trailing_metadata())
-            raise AssertionError("abort raises") from error
+        """Every serving worker's answer to one method; the first refusal is the answer for all."""
+        calls = (ask(worker.socket, method, request) for worker in self.supervisor.serving.values())
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, grpc.aio.AioRpcError) and answer.code() is not grpc.StatusCode.UNAVAILABLE:
+                await context.abort(answer.code(), answer.details() or "", tuple(answer.trailing_metadata()))
+        # A worker that could not be reached has died just now: it comes back with what was chosen.
+        living = [answer for answer in answers if not isinstance(answer, BaseException)]
+        if not living:
+            await refuse(context, NotServingError("no worker answers"))
+        return living
+
+
+def activation(chosen: Chosen) -> Any:
+    """What tells a worker an operator's choice."""
+    return admin_pb2.ActivateVersionRequest(version=chosen.version, follow_latest=chosen.follows_latest)
 
 
 async def ask(socket: Path, method: str, request: Any) -> Any:

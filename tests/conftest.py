@@ -62,6 +62,13 @@ def last_json(output: str) -> dict[str, Any]:
 @contextmanager
 def serving(root: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A real server process on a free port: the process and its address."""
+    with started(root, *arguments) as (process, facts):
+        yield process, facts["address"]
+
+
+@contextmanager
+def started(root: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+    """A real server process on a free port: the process and the JSON that it printed once it answered."""
     command = [sys.executable, "-m", "serving", "serve", str(root), "--port", "0", "--json", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
@@ -69,7 +76,7 @@ def serving(root: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str]
         line = process.stdout.readline()
         if not line:
             raise AssertionError(f"the server did not start: {process.communicate()[1]}")
-        yield process, json.loads(line)["address"]
+        yield process, json.loads(line)
     finally:
         process.kill()
         process.communicate()

@@ -1,0 +1,60 @@
+"""The end of a real server: readiness first, then whatever was accepted, then exit 0."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.conftest import started
+from tests.serving.live import REQUEST, load_on, own_channel, retrieval
+
+Status = health_pb2.HealthCheckResponse
+
+
+def test_sigterm_under_load_loses_and_cancels_nothing_that_was_accepted(bundles: Path, tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    with started(bundles, "--access-log", str(log)) as (process, facts), load_on(facts["address"], clients=16) as load:
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+    assert load.codes() == {"OK", "UNAVAILABLE"}, "what was not accepted may be asked of another server"
+    accepted = Counter(json.loads(line)["code"] for line in log.read_text().splitlines())
+    assert accepted.keys() <= {"OK", "UNAVAILABLE"}
+    assert accepted["OK"] == load.count("OK")
+
+
+def test_readiness_flips_first_and_calls_are_taken_until_the_delay_is_over(bundles: Path) -> None:
+    with started(bundles, "--drain-delay", "1.5") as (process, facts), own_channel(facts["address"]) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        ready, alive = (
+            stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=60)
+            for name in ("esr.v1.RetrievalService", "liveness")
+        )
+        assert next(ready).status == Status.SERVING
+        assert next(alive).status == Status.SERVING
+        process.terminate()
+        assert next(ready).status == Status.NOT_SERVING
+        assert process.poll() is None
+        newcomer = retrieval(facts["address"])
+        assert len(newcomer.Retrieve(REQUEST, timeout=10).item_ids) == 10
+        assert stub.Check(health_pb2.HealthCheckRequest(service="liveness"), timeout=10).status == Status.SERVING
+        assert [answer.status for answer in ready] == [], "a watch ends when the server does, and holds it no longer"
+        assert [answer.status for answer in alive] == [], "alive to the end"
+        assert process.wait(timeout=30) == 0
+
+
+def test_one_watcher_that_leaves_does_not_deafen_the_others(bundles: Path) -> None:
+    with started(bundles) as (process, facts), own_channel(facts["address"]) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        first, second = (stub.Watch(health_pb2.HealthCheckRequest(), timeout=60) for _ in range(2))
+        assert next(first).status == next(second).status == Status.SERVING
+        first.cancel()
+        stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+        process.terminate()
+        assert next(second).status == Status.NOT_SERVING
+        unknown = stub.Check.future(health_pb2.HealthCheckRequest(service="other"), timeout=10)
+        assert unknown.code() in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE}
+    with pytest.raises(grpc.RpcError):
+        retrieval(facts["address"]).Retrieve(REQUEST, timeout=5)

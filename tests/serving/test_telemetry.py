@@ -1,0 +1,196 @@
+"""What a server tells of its calls: metrics over HTTP, an access log, and nothing of what it should keep."""
+
+import asyncio
+import json
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.access_log import AccessLog
+from serving.gate import Gate
+from serving.telemetry import Telemetry, describe_call, kept_from_surprises
+from serving.wire import retrieval_pb2
+from tests.conftest import run_module, started
+from tests.serving.live import REQUEST, own_channel, retrieval
+
+
+def scrape(address: str) -> dict[tuple[str, ...], float]:
+    """(name, values of the labels in their names' order...) -> value of every sample."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as page:
+        families = text_string_to_metric_families(page.read().decode())
+        samples = [sample for family in families for sample in family.samples]
+    return {(one.name, *(value for _, value in sorted(one.labels.items()))): one.value for one in samples}
+
+
+def code_of(call: Callable[[], Any]) -> str:
+    try:
+        call()
+        return "OK"
+    except grpc.RpcError as error:
+        name: str = error.code().name
+        return name
+
+
+def test_calls_are_counted_timed_and_logged(bundles: Path, tmp_path: Path) -> None:
+    log, token = tmp_path / "access.log", tmp_path / "token"
+    token.write_text("a-token-that-is-long-enough")
+    options = (
+        "--metrics-port",
+        "0",
+        "--access-log",
+        str(log),
+        "--token-file",
+        str(token),
+        "--max-message-bytes",
+        "2000",
+    )
+    metadata = [("authorization", f"Bearer {token.read_text()}")]
+    with started(bundles, *options) as (process, facts):
+        stub = retrieval(facts["address"])
+        unknown = retrieval_pb2.RetrieveRequest(context_id="a-secret-taste", num_candidates=10)
+        too_large = retrieval_pb2.RetrieveRequest(context_id="x" * 3000, num_candidates=10)
+        asked = [
+            code_of(lambda: stub.Retrieve(REQUEST, metadata=metadata)),
+            code_of(lambda: stub.Retrieve(REQUEST, metadata=metadata)),
+            code_of(lambda: stub.Retrieve(unknown, metadata=metadata)),
+            code_of(lambda: stub.Retrieve(retrieval_pb2.RetrieveRequest(context_id="5"), metadata=metadata)),
+            code_of(lambda: stub.Retrieve(REQUEST)),
+        ]
+        assert asked == ["OK", "OK", "NOT_FOUND", "INVALID_ARGUMENT", "UNAUTHENTICATED"]
+        assert code_of(lambda: stub.Retrieve(too_large, metadata=metadata)) == "RESOURCE_EXHAUSTED"
+        with own_channel(facts["address"]) as channel:
+            nothing = channel.unary_unary("/esr.v1.RetrievalService/Nothing-17")
+            assert code_of(lambda: nothing(b"", metadata=metadata)) == "UNIMPLEMENTED"
+        samples = scrape(facts["metrics_address"])
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+
+    method = "esr.v1.RetrievalService/Retrieve"
+    for code, count in Counter(asked).items():
+        assert samples["esr_requests_total", code, method] == count
+    assert samples["esr_requests_total", "UNIMPLEMENTED", "unknown"] == 1
+    assert not any("Nothing-17" in part for key in samples for part in key), "a caller's words make no series"
+    assert samples["esr_stage_seconds_count", "handler"] >= len(asked)
+    assert samples["esr_active_version",] == 1
+    assert samples["esr_loads_total", "loaded"] == 1
+    assert samples["process_resident_memory_bytes",] > 1e6
+
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert Counter(line["code"] for line in lines if line["method"] == method) >= Counter(asked)
+    first = lines[0]
+    assert first.keys() == {"time", "method", "code", "seconds", "peer", "model_version"}
+    assert first["model_version"] == 1
+    assert first["time"].startswith("20")
+    assert 0 < first["seconds"] < 60
+    for secret in ("a-token-that", "a-secret-taste"):
+        assert secret not in log.read_text()
+
+
+def test_a_full_disk_breaks_no_call(bundles: Path) -> None:
+    with started(bundles, "--metrics-port", "0", "--access-log", "/dev/full") as (process, facts):
+        stub = retrieval(facts["address"])
+        for _ in range(3):
+            assert len(stub.Retrieve(REQUEST, timeout=10).item_ids) == 10
+            time.sleep(0.3)
+        assert scrape(facts["metrics_address"])["esr_access_log_lost_total",] >= 2
+        process.terminate()
+        errors = process.communicate()[1]
+    assert process.returncode == 0
+    assert errors.count("access log cannot be written") == 1
+
+
+def test_an_access_log_that_cannot_be_opened_is_one_line(bundles: Path, tmp_path: Path) -> None:
+    done = run_module("serving", "serve", bundles, "--port", "0", "--access-log", tmp_path / "no" / "log")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {tmp_path}/no/log: No such file or directory\n"
+
+
+def called(
+    handler: Callable[[Any, Any], Awaitable[bytes]], log: Path, *timeouts: float
+) -> list[grpc.aio.AioRpcError | bytes]:
+    """The ends of concurrent calls of one handler behind the interceptor, on a real server."""
+
+    async def run() -> list[Any]:
+        with AccessLog(str(log)) as access_log:
+            server = grpc.aio.server(interceptors=[Telemetry(access_log, Gate())])
+            methods = {"Call": grpc.unary_unary_rpc_method_handler(handler)}
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", methods),))
+            port = server.add_insecure_port("127.0.0.1:0")
+            await server.start()
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:  # not on the server's loop
+                call = channel.unary_unary("/test.Service/Call")
+                calls = (asyncio.to_thread(call, b"", timeout=seconds) for seconds in timeouts)
+                ends = await asyncio.gather(*calls, return_exceptions=True)
+            await asyncio.sleep(0.1)  # a server learns of a deadline when its client does
+            await server.stop(5)
+            return ends
+
+    return asyncio.run(run())
+
+
+def codes(log: Path) -> list[str]:
+    return [json.loads(line)["code"] for line in log.read_text().splitlines()]
+
+
+def test_a_surprise_is_told_to_the_log_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def surprise(request: Any, context: Any) -> bytes:
+        raise KeyError("/a/path/of/the/server")
+
+    (end,) = called(surprise, tmp_path / "log", 10)
+    assert isinstance(end, grpc.RpcError)
+    assert end.code() is grpc.StatusCode.INTERNAL
+    assert "path" not in (end.details() or "")
+    assert "/a/path/of/the/server" in caplog.text
+    assert codes(tmp_path / "log") == ["INTERNAL"]
+
+
+def test_no_work_begins_after_the_deadline() -> None:
+    class Late:
+        """The border to gRPC's core, which seldom hands over a call as late as this one."""
+
+        def time_remaining(self) -> float:
+            return 0.0
+
+        async def abort(self, code: grpc.StatusCode, details: str) -> None:
+            raise grpc.aio.AbortError(code)
+
+    async def work(request: Any, context: Any) -> bytes:
+        raise AssertionError("work began")
+
+    with pytest.raises(grpc.aio.AbortError, match="DEADLINE_EXCEEDED"):
+        asyncio.run(kept_from_surprises(work, b"", Late()))
+
+
+def test_work_stops_at_the_deadline(tmp_path: Path) -> None:
+    stopped = []
+
+    async def slow(request: Any, context: Any) -> bytes:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            stopped.append(True)
+            raise
+        return b""
+
+    called(slow, tmp_path / "log", 0.2)
+    assert stopped == [True]
+    assert codes(tmp_path / "log") == ["DEADLINE_EXCEEDED"]
+
+
+def test_a_handler_describes_its_own_call(tmp_path: Path) -> None:
+    async def described(request: Any, context: Any) -> bytes:
+        describe_call('one\n"two"', 7)
+        return b""
+
+    called(described, tmp_path / "log", 10, 10)
+    for line in (tmp_path / "log").read_text().splitlines():
+        assert json.loads(line)["request_id"] == 'one\n"two"'
+        assert json.loads(line)["model_version"] == 7
+    describe_call("outside of any call", 1)
