@@ -1,179 +1,16 @@
-"""`python -m serving`: export a run as a bundle, serve it, ask for candidates."""
+"""`python -m serving`: publish bundles, serve them, ask a server, look into its log, measure it."""
 
-import json
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic_settings import CliPositionalArg, CliSubCommand
+from pydantic_settings import CliApp, CliSubCommand
 
-from esr_trainer.command_line import Command, Options, UsageError, main, show
+from esr_trainer.command_line import Options, UsageError, main
+from serving.benchmark_commands import BenchIndex, Loadtest
+from serving.client_commands import Health, Retrieve, VersionsCommand
 from serving.errors import ServingError
 from serving.log_commands import Log
+from serving.publish_commands import Export, Items
 from serving.serve_command import Serve
-
-DEFAULT_ADDRESS = "127.0.0.1:50051"
-
-
-class Export(Command):
-    """Publish a run's last checkpoint as the next version, once torch, ONNX Runtime and FAISS agree."""
-
-    run_directory: CliPositionalArg[Path] = Field(alias="run")
-    """Run or checkpoint directory of esr_trainer."""
-    out: Path = Path("bundles")
-    """Bundle root; the bundle is written whole as <root>/<next integer>."""
-    index: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
-    """Kind of index: flat is exact; ivf (clusters) and hnsw (a graph) are faster from some 50,000 items on, and take
-    minutes to build for a million; auto is flat up to 100,000 items, then ivf."""
-    min_recall: float = Field(default=0.95, ge=0, le=1)
-    """The least share of the exact candidates, on the golden queries, with which a bundle is published."""
-    triton: Path | None = None
-    """Also write the bundle as a Triton model repository: a directory that is not there yet."""
-
-    def run(self) -> Mapping[str, Any]:
-        """Export."""
-        try:
-            from serving.export import check_free, export, export_for_triton
-        except ModuleNotFoundError as error:
-            raise needs_training_packages("export", error) from error
-        if self.triton:
-            check_free(self.triton)
-        directory = export(self.run_directory, self.out, self.index, self.min_recall)
-        result = published(directory)
-        if self.triton is None:
-            return result
-        export_for_triton(directory, self.triton)
-        print(f"Triton model repository: {self.triton} (Triton's Python needs this package for the model esr)")
-        return {**result, "triton": str(self.triton)}
-
-
-class Items(Command):
-    """Publish a version with items added and removed, its towers as they are, as the next version."""
-
-    root: CliPositionalArg[Path]
-    """Bundle root."""
-    add: Path | None = None
-    """CSV or Parquet of new items: ids in the first column, then a column of each feature of the item tower; an unknown
-    value counts as none."""
-    remove: Path | None = None
-    """Text with the ids to remove, one a line."""
-    version: PositiveInt | None = None
-    """The version to start from; the highest by default."""
-    min_recall: float = Field(default=0.95, ge=0, le=1)
-    """As for export."""
-
-    def run(self) -> Mapping[str, Any]:
-        """Publish."""
-        try:
-            from serving.items import with_items
-        except ModuleNotFoundError as error:
-            raise needs_training_packages("items", error) from error
-        return published(with_items(self.root, self.add, self.remove, self.version, self.min_recall))
-
-
-class BenchIndex(Command):
-    """Measure what each kind of index costs and finds on stand-in embeddings, k = 100, one thread."""
-
-    sizes: tuple[PositiveInt, ...] = (10_000, 100_000, 1_000_000)
-    """Numbers of items; a million takes minutes and 2 GB."""
-    kinds: tuple[Literal["flat", "ivf", "hnsw"], ...] = ("flat", "ivf", "hnsw")
-    """Kinds of index."""
-    seed: NonNegativeInt = 0
-    """Of the embeddings and queries."""
-    out: Path | None = None
-    """JSON file for the results."""
-
-    def run(self) -> Mapping[str, Any]:
-        """Measure."""
-        from rich.table import Table
-
-        from serving.bench_index import STAND_IN, Measured, bench, machine
-
-        measured = bench(self.sizes, self.kinds, self.seed)
-        table = Table(*(name.replace("_", " ") for name in Measured._fields))
-        for row in measured:
-            table.add_row(*map(str, row))
-        show(table)
-        rows = [row._asdict() for row in measured]
-        result = {"embeddings": STAND_IN, "seed": self.seed, "k": 100, "machine": machine(), "rows": rows}
-        if self.out:
-            self.out.write_text(json.dumps(result, indent=1) + "\n")
-        return result
-
-
-def needs_training_packages(command: str, error: ModuleNotFoundError) -> UsageError:
-    """What the base install lacks."""
-    return UsageError(f"{command} needs the training packages ({error.name} is missing): install '.[train]'")
-
-
-def published(directory: Path) -> Mapping[str, Any]:
-    """Say which bundle is there now."""
-    from serving.bundle import read_manifest
-
-    manifest = read_manifest(directory)
-    found = (
-        "torch, ONNX Runtime and FAISS give the same candidates"
-        if manifest.index == "flat"
-        else f"{manifest.index} index, recall@{manifest.num_candidates} {manifest.recall:.4f} on the golden queries"
-    )
-    print(f"bundle: {directory} ({found})")
-    print(f"next: python -m serving serve {directory.parent}")
-    return {
-        "bundle": str(directory),
-        "version": int(directory.name),
-        "items": manifest.num_items,
-        "index": manifest.index,
-        "recall": manifest.recall,
-    }
-
-
-class Retrieve(Command):
-    """Ask a server for the candidates of one context."""
-
-    context_id: str
-    """The context's own id in the training data."""
-    num_candidates: int = Field(default=10, alias="k", ge=0, lt=1 << 32)
-    """Number of candidates."""
-    address: str = DEFAULT_ADDRESS
-    """host:port of the server."""
-    seconds: PositiveFloat = Field(default=5.0, le=3600)
-    """Deadline of the call."""
-
-    def run(self) -> Mapping[str, Any]:
-        """Ask, and print the candidates."""
-        from rich.table import Table
-
-        from serving.client import retrieve
-
-        candidates, model_id, version = retrieve(self.address, self.context_id, self.num_candidates, self.seconds)
-        table = Table("position", "item", "logit", "expert", title=f"{model_id}, version {version}")
-        columns = (candidates.item_ids, candidates.scores, candidates.experts)
-        for position, (item, score, expert) in enumerate(zip(*columns, strict=True), start=1):
-            table.add_row(str(position), item, f"{score:.4f}", str(expert))
-        show(table)
-        names = ("item_ids", "scores", "experts")
-        return {"model_id": model_id, "model_version": version, **dict(zip(names, columns, strict=True))}
-
-
-class Health(Command):
-    """Ask a server whether it serves; exit code 0 if so."""
-
-    address: str = DEFAULT_ADDRESS
-    """host:port of the server."""
-    service: str = ""
-    """Name in grpc.health.v1, such as esr.v1.RetrievalService; empty: the server."""
-    seconds: PositiveFloat = Field(default=2.0, le=3600)
-    """Deadline of the call."""
-
-    def run(self) -> Mapping[str, Any]:
-        """Ask once."""
-        from serving.health_probe import check_serving
-
-        check_serving(self.address, self.service, self.seconds)
-        print("SERVING")
-        return {"status": "SERVING"}
 
 
 class Serving(Options):
@@ -183,8 +20,6 @@ class Serving(Options):
     """Publish a run's last checkpoint as a bundle."""
     items: CliSubCommand[Items]
     """Add and remove items: a new version with the same towers."""
-    bench_index: CliSubCommand[BenchIndex]
-    """Measure the kinds of index."""
     serve: CliSubCommand[Serve]
     """Answer over gRPC with the highest version of a bundle root."""
     retrieve: CliSubCommand[Retrieve]
@@ -193,11 +28,15 @@ class Serving(Options):
     """Look into a feedback log, or export it."""
     health: CliSubCommand[Health]
     """Ask a server whether it serves."""
+    versions: CliSubCommand[VersionsCommand]
+    """List, load, activate or roll back the versions of a running server."""
+    loadtest: CliSubCommand[Loadtest]
+    """Start a server and measure what it bears."""
+    bench_index: CliSubCommand[BenchIndex]
+    """Measure the kinds of index."""
 
     def cli_cmd(self) -> None:
         """Run the subcommand."""
-        from pydantic_settings import CliApp
-
         CliApp.run_subcommand(self)
 
 

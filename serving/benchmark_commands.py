@@ -1,4 +1,4 @@
-"""`python -m serving loadtest`: start a server, put load on it, say what it bore."""
+"""`python -m serving loadtest` and `bench-index`: what a server bears, what each kind of index costs and finds."""
 
 import json
 import os
@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic_settings import CliPositionalArg
 
 from esr_trainer.command_line import Command, UsageError, note, show
@@ -135,13 +135,43 @@ def print_rows(rows: Sequence[Measured], title: str) -> None:
     no_op = next(row for row in rows if row.method == "no-op")
     for row in rows:
         share = f"{row.requests_per_second / no_op.requests_per_second:.0%}" if row.loop == "closed" else ""
-        cells = (row.load, row.requests_per_second, share, row.users_per_second, row.users_per_core_second)
-        times = (row.p50, row.p95, row.p99)
         table.add_row(
             row.method,
             row.loop,
-            *(f"{cell:,.0f}" if isinstance(cell, float) else cell for cell in cells),
-            *(f"{time:.2f}" for time in times),
+            *(f"{cell:,.0f}" for cell in (row.load, row.requests_per_second)),
+            share,
+            *(f"{cell:,.0f}" for cell in (row.users_per_second, row.users_per_core_second)),
+            *(f"{cell:.2f}" for cell in (row.p50, row.p95, row.p99)),
             str(row.errors),
         )
     show(table)
+
+
+class BenchIndex(Command):
+    """Measure what each kind of index costs and finds on stand-in embeddings, k = 100, one thread."""
+
+    sizes: tuple[PositiveInt, ...] = (10_000, 100_000, 1_000_000)
+    """Numbers of items; a million takes minutes and 2 GB."""
+    kinds: tuple[Literal["flat", "ivf", "hnsw"], ...] = ("flat", "ivf", "hnsw")
+    """Kinds of index."""
+    seed: NonNegativeInt = 0
+    """Of the embeddings and queries."""
+    out: Path | None = None
+    """JSON file for the results."""
+
+    def run(self) -> Mapping[str, Any]:
+        """Measure."""
+        from rich.table import Table
+
+        from serving.bench_index import STAND_IN, Measured, bench, machine
+
+        measured = bench(self.sizes, self.kinds, self.seed)
+        table = Table(*(name.replace("_", " ") for name in Measured._fields))
+        for row in measured:
+            table.add_row(*map(str, row))
+        show(table)
+        rows = [row._asdict() for row in measured]
+        result = {"embeddings": STAND_IN, "seed": self.seed, "k": 100, "machine": machine(), "rows": rows}
+        if self.out:
+            self.out.write_text(json.dumps(result, indent=1) + "\n")
+        return result
