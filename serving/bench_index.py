@@ -3,14 +3,15 @@
 Axes: N items, Q queries, D embedding dimension, k items asked for.
 """
 
+import json
 import os
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
@@ -123,3 +124,14 @@ def bench(sizes: Sequence[int], kinds: Sequence[KindName], seed: int) -> list[Me
 def machine() -> str:
     """What the times were taken on."""
     return f"{platform.machine()}, {os.cpu_count()} cores, one used; faiss {faiss.__version__}, numpy {np.__version__}"
+
+
+def write_rows(path: Path, about: Mapping[str, Any], measured: Sequence[Measured]) -> None:
+    """Write rows as JSON; those of other sizes and kinds that the file holds stay, if they were measured alike."""
+    rows = {(row.items, row.kind): row for row in measured}
+    if path.exists():
+        held = json.loads(path.read_text())
+        if all(held[name] == value for name, value in about.items()):
+            rows = {(row["items"], row["kind"]): Measured(**row) for row in held["rows"]} | rows
+    table = [rows[key]._asdict() for key in sorted(rows)]
+    path.write_text(json.dumps({**about, "rows": table}, indent=1) + "\n")

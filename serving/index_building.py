@@ -27,7 +27,7 @@ EF_CONSTRUCTION = 100
 POINTS_PER_CLUSTER = 64
 """Items that k-means sees, per cluster."""
 ITERATIONS = 10
-"""Rounds of k-means; more did not raise recall."""
+"""Rounds of k-means."""
 SEED = 20
 LARGE = 200_000
 """Items from which building says how far it is."""
