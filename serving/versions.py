@@ -232,7 +232,7 @@ class Versions:
             self._staged = None
         ACTIVE_VERSION.set(retriever.bundle.version)
         log.info("version %d answers", retriever.bundle.version)
-        give_memory_back()
+        settle_memory()
 
 
 def published_versions(root: Path) -> dict[int, Manifest]:
@@ -256,8 +256,8 @@ def warm_up(retriever: Retriever) -> None:
         retriever.pick(retriever.embed(rows), manifest.num_candidates)
 
 
-def give_memory_back() -> None:
-    """Have the allocator return what a version that went had used; elsewhere than in glibc nothing happens."""
+def settle_memory() -> None:
+    """Have the allocator return what a version that went had used; it can be asked in glibc only."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
