@@ -1,6 +1,7 @@
 """The server's life: listen, load, serve, drain. It never imports torch."""
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import Callable, Coroutine, Iterator
@@ -112,6 +113,7 @@ async def serve(
             await load(versions, options)
 
         is_ready.set(versions.active is not None and not stopping.is_set())
+        gc.freeze()  # or a full collection, over all that is loaded now, would hold every call for tens of milliseconds
         ready(Started(address, admin_address, metrics_address, *served(versions), []))
         watching = asyncio.create_task(watch(versions, is_ready, options.poll_seconds))
         await stopping.wait()

@@ -245,7 +245,7 @@ class Versions:
             self._staged = None
         ACTIVE_VERSION.set(retriever.bundle.version)
         log.info("version %d answers", retriever.bundle.version)
-        give_memory_back()
+        settle_memory()
 
 
 def published_versions(root: Path) -> dict[int, Manifest]:
@@ -268,8 +268,8 @@ def warm_up(retriever: Retriever) -> None:
         retriever.answer([Query(context_id) for context_id in itertools.islice(context_ids, size)])
 
 
-def give_memory_back() -> None:
-    """Have the allocator return what a version that went had used; elsewhere than in glibc nothing happens."""
+def settle_memory() -> None:
+    """Have the allocator return what a version that went had used; it can be asked in glibc only."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

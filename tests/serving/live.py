@@ -19,11 +19,16 @@ REQUEST = retrieval_pb2.RetrieveRequest(context_id="5", num_candidates=10)
 
 def publish(root: Path, version: int, damage: Callable[[Path], None] = lambda directory: None) -> None:
     """Publish a copy of version 1 whose model id tells the version, damaged first, as an exporter does: by a rename."""
+    prepare(root, version, damage).rename(root / str(version))
+
+
+def prepare(root: Path, version: int, damage: Callable[[Path], None] = lambda directory: None) -> Path:
+    """Write a version under a name that no server looks at."""
     directory = root / f".unfinished-{version}"
     shutil.copytree(root / "1", directory)
     change_manifest(directory, model_id=f"model-{version}")
     damage(directory)
-    directory.rename(root / str(version))
+    return directory
 
 
 def change_manifest(directory: Path, **change: object) -> None:

@@ -16,7 +16,7 @@ from serving.errors import BundleCorruptError, BundleUnusableError, NotServingEr
 from serving.retriever import Retriever
 from serving.versions import Chosen, State, Versions, VersionStatus
 from tests.conftest import ROOT, started
-from tests.serving.live import Admin, change_manifest, load_on, publish, wait_until
+from tests.serving.live import Admin, Call, change_manifest, load_on, prepare, publish, wait_until
 from tests.serving.test_bundle import rewrite
 
 
@@ -288,3 +288,41 @@ def test_names_that_are_no_version_are_passed_over(root: Path) -> None:
         shutil.copytree(root / "1", root / name)
     (root / "7").mkdir()
     assert [status.version for status in versions_of(root).states()] == [1]
+
+
+@pytest.mark.slow
+def test_a_hundred_switches_under_load_fail_no_request_and_give_their_memory_back(root: Path) -> None:
+    calm: list[Call] = []
+    switching: list[Call] = []
+    prepared = {version: prepare(root, version) for version in range(2, 102)}
+    with (
+        started(root, "--poll-seconds", "0.05") as (process, facts),
+        load_on(facts["address"], clients=4, pause=0.01) as load,
+    ):
+        wait_until(lambda: len(load.calls) > 1000, 120)
+        before = resident(process.pid)
+        for block in range(10):  # calm and not, by turns: whatever else the machine does falls on both
+            begun = len(load.calls)
+            wait_until(lambda begun=begun: len(load.calls) > begun + 400, 120)
+            middle = len(load.calls)
+            for version in range(10 * block + 2, 10 * block + 12):
+                prepared[version].rename(root / str(version))
+                wait_until(lambda version=version: load.calls[-1].version == version)
+            calm += load.calls[begun:middle]
+            switching += load.calls[middle:]
+        after = resident(process.pid)
+    calm_p99, switching_p99 = (1e3 * np.quantile([call.seconds for call in calls], 0.99) for calls in (calm, switching))
+    print(
+        f"100 switches, {len(switching)} requests meanwhile, {load.count('OK')} of {len(load.calls)} OK; "
+        f"RSS {before / 1e6:.1f} -> {after / 1e6:.1f} MB ({after / before - 1:+.1%}); "
+        f"p99 {calm_p99:.2f} ms calm, {switching_p99:.2f} ms while switching"
+    )
+    assert load.codes() == {"OK"}
+    assert {call.version for call in load.calls} == set(range(1, 102))
+    assert after <= 1.05 * before
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process holds."""
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    return int(fields[1]) * 4096
