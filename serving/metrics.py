@@ -9,7 +9,7 @@ REQUESTS = Counter("esr_requests", "Calls that have ended, by method and gRPC st
 STAGE_SECONDS = Histogram(
     "esr_stage_seconds",
     "Seconds of each stage: handler (all of a call), queue (waiting for the compute thread), compute (a group of "
-    "queries: embed, search, rank), feedback (writing the feedback log).",
+    "queries: embed, search, rank), feedback (writing the feedback log), rejected (until it was said).",
     ["stage"],
     buckets=SECONDS,
 )

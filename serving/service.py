@@ -16,12 +16,15 @@ from serving.dispatcher import Dispatcher
 from serving.errors import STATUS, InvalidRequestError, OverloadedError, ServingError, UnsupportedError
 from serving.feedback import FeedbackRecorder, feedback_of
 from serving.messages import query_of, remaining, response_of, result_field
+from serving.metrics import STAGE_SECONDS
 from serving.retriever import Retriever
 from serving.telemetry import describe_call
 from serving.versions import Versions
 from serving.wire import retrieval_pb2
 
 NAME = retrieval_pb2.DESCRIPTOR.services_by_name["RetrievalService"].full_name
+
+_rejected_seconds = STAGE_SECONDS.labels("rejected")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -138,9 +141,12 @@ def handler(method: Callable[[Any, Context], Awaitable[Any]], request: Any, seri
     """
 
     async def handle(message: bytes, context: Context) -> Any:
+        start = time.monotonic()
         try:
             return await method(parsed(request, message), context)
         except ServingError as error:
+            if isinstance(error, OverloadedError):
+                _rejected_seconds.observe(time.monotonic() - start)
             await refuse(context, error)
 
     return grpc.unary_unary_rpc_method_handler(handle, bytes, serialize)

@@ -17,6 +17,7 @@ from serving.wire import retrieval_pb2 as wire
 from serving.wire import retrieval_pb2_grpc
 from tests.conftest import serving
 from tests.postgres import PostgresServer
+from tests.serving.live import own_channel
 
 
 @contextmanager
@@ -116,11 +117,14 @@ class Reporter(threading.Thread):
         self.address = address
         self.first = first
         self.acknowledged: list[str] = []
+        self.ending = threading.Event()
 
     def run(self) -> None:
-        with grpc.insecure_channel(self.address) as channel:
+        with own_channel(self.address) as channel:
             stub = retrieval_pb2_grpc.RetrievalServiceStub(channel)
             for number in range(self.first, self.first + 100_000):
+                if self.ending.is_set():
+                    return
                 try:
                     shown = drawn(stub, number)
                     stub.RecordFeedback(wire.RecordFeedbackRequest(shown=shown, slate=[0], rewards=[1.0]), timeout=10)

@@ -164,10 +164,16 @@ def test_work_stops_at_the_deadline(bundles: Path) -> None:
         assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         while in_flight(stub, draws[0]):
             time.sleep(0.01)
-        metrics = urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
-    queued = re.search(r'esr_stage_seconds_count{stage="queue"} (\S+)', metrics)
-    assert queued
-    assert float(queued[1]) < 1000 + 900, "what nobody waits for is not computed; the question for room was"
+        queued = metrics_of(port, 'esr_stage_seconds_count{stage="queue"}')
+    assert queued < 1000 + 900, "what nobody waits for is not computed; the question for room was"
+
+
+def metrics_of(port: int, name: str) -> float:
+    """One series of a server's metrics."""
+    text = urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    assert found
+    return float(found[1])
 
 
 def free_port() -> int:
