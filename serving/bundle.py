@@ -26,7 +26,7 @@ from serving.index import ItemIndex
 from serving.index_files import ALIGNMENT, FLAT_HEADER, IndexFacts, file_names, parse_item_index
 from serving.ranker import Ranker
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
 

@@ -13,6 +13,7 @@ import grpc
 import prometheus_client
 import uvloop
 from grpc_health.v1 import health, health_pb2_grpc
+from threadpoolctl import threadpool_limits
 
 from esr_trainer.feedback_log import FeedbackLog, FeedbackLogUnavailableError, FeedbackLogUnusableError
 from serving.access_log import AccessLog
@@ -68,7 +69,8 @@ class Worker(NamedTuple):
 def run(life: Coroutine[Any, Any, None]) -> None:
     """Run a server's life on its event loop, with its log on stderr."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    # numpy's and FAISS's threads would fight the other workers for the cores, and spin while they wait
+    with threadpool_limits(1), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(life)
 
 

@@ -430,7 +430,7 @@ def disk_at(path: Path) -> Iterator[Callable[[str], Path]]:
         command = ["mount", "-t", "tmpfs", "-o", again + options, "tmpfs", str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            pytest.skip(f"cannot mount a disk: {done.stderr.strip()}")
+            pytest.skip(f"this machine cannot mount a disk: {done.stderr.strip()}")
         return path
 
     try:

@@ -35,7 +35,7 @@ def triton(tmp_path: Path) -> Path:
     """The server's directory, its Python backend with the package installed."""
     library = Path(sysconfig.get_config_var("LIBDIR")) / str(sysconfig.get_config_var("INSTSONAME"))
     if not sysconfig.get_config_var("Py_ENABLE_SHARED") or not library.is_file():
-        pytest.skip(f"no {library.name}: Triton's Python backend needs Python as a shared library")
+        pytest.skip(f"this machine has no {library.name}: Triton's Python backend needs Python as a shared library")
     pip = [sys.executable, "-m", "pip", "-q"]
     subprocess.run([*pip, "download", "--no-deps", "--dest", tmp_path, WHEEL], check=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -45,7 +45,7 @@ def triton(tmp_path: Path) -> Path:
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     stub = server / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
-        pytest.skip(f"{WHEEL} has no Python backend for Python {version}")
+        pytest.skip(f"this machine's Python {version} has no backend in {WHEEL}")
     backend = server / "backends" / "python"
     shutil.copy(stub, backend)
     for program in (server / "bin" / "tritonserver", backend / stub.name):
