@@ -32,7 +32,7 @@ class Found(NamedTuple):
     @property
     def is_known(self) -> bool:
         """Whether the model knows anything of it."""
-        return any(value is not None for value in self)
+        return self.row is not None or self.bags is not None or self.embedding is not None
 
 
 class Contexts:
@@ -98,10 +98,13 @@ class Contexts:
 
     def embed_found(self, found: Sequence[Found]) -> np.ndarray:
         """The experts' embeddings of contexts that were found, or of the average where nothing is known: (B, M, D)."""
+        rows = [one.row for one in found if one.row is not None]
+        if len(rows) == len(found):
+            return self.embed(np.array(rows))
         result = np.empty((len(found), *self._average.shape), np.float32)
-        known = [place for place, one in enumerate(found) if one.row is not None]
-        if known:
-            result[known] = self.embed(np.array([found[place].row for place in known]))
+        if rows:
+            known = [place for place, one in enumerate(found) if one.row is not None]
+            result[known] = self.embed(np.array(rows))
         for place, one in enumerate(found):
             if one.bags is not None:
                 result[place] = self._run({name: bag[None] for name, bag in one.bags.items()})[0]

@@ -132,13 +132,13 @@ class FlatExpert:
         num_items = len(self.embeddings)
         scores = self.scores(queries)
         for query, selection in enumerate(selections):
-            mask(scores[query], selection)
-        enough = [k < selection.allows(num_items) for selection in selections]
+            if selection is not EVERYTHING:
+                mask(scores[query], selection)
         bounds = below_the_kth(scores, min(max(k, 1), num_items))
         bounds -= 2 * self._rounding * np.sqrt(np.einsum("bd,bd->b", queries, queries))
         return [
-            np.flatnonzero(scores[query] >= bounds[query]) if enough[query] else selection.rows(num_items)
-            for query, selection in enumerate(selections)
+            (of_query >= bound).nonzero()[0] if k < selection.allows(num_items) else selection.rows(num_items)
+            for of_query, bound, selection in zip(scores, bounds, selections, strict=True)
         ]
 
 

@@ -1,7 +1,7 @@
 """From esr.v1's messages to queries, and from answers to messages on the wire."""
 
 import math
-import uuid
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -58,7 +58,7 @@ def response_of(request: Any, retriever: Retriever, answer: Answer) -> bytes:
         item_ids=answer.item_ids,
         scores=answer.scores,
         experts=answer.experts,
-        request_id=request.request_id or str(uuid.uuid4()),
+        request_id=request.request_id or os.urandom(16).hex(),
         context_id=request.context_id,
         mode=retrieval_pb2.MODE_SAMPLED if is_drawn else retrieval_pb2.MODE_GREEDY,
         inclusion_propensities=answer.inclusion_propensities,

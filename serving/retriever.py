@@ -46,6 +46,7 @@ class Retriever:
     def __init__(self, bundle: Bundle, unknown_context: UnknownContext = "not-found") -> None:
         self.bundle = bundle
         self.contexts = Contexts(bundle, unknown_context)
+        self._item_ids = np.array(bundle.item_ids, dtype=object)  # a take of it is faster than a loop
         self._item_row_of = {item_id: row for row, item_id in enumerate(bundle.item_ids)}
 
     @classmethod
@@ -154,7 +155,6 @@ class Retriever:
 
     def complete(self, one: Checked, picked: Picked, drawn: Drawn) -> Answer:
         """Put ids to rows, and the late-stage ranker's slate to the candidates."""
-        names = self.bundle.item_ids
         degradations = [] if one.context.is_known else [Degradation.COLD_START]
         slate: list[int] = []
         if one.query.num_slots:
@@ -162,7 +162,7 @@ class Retriever:
             if not self.is_ranked(one):
                 degradations.append(Degradation.UNRANKED)
         return Answer(
-            item_ids=[names[row] for row in picked.rows.tolist()],
+            item_ids=self._item_ids[picked.rows].tolist(),
             scores=picked.scores.tolist(),
             experts=picked.experts.tolist(),
             inclusion_propensities=drawn.inclusion_propensities,
