@@ -5,7 +5,7 @@ import sys
 from pydantic_settings import CliApp, CliSubCommand
 
 from esr_trainer.command_line import Options, UsageError, main
-from serving.benchmark_commands import BenchIndex, Loadtest
+from serving.benchmark_commands import BenchIndex, Loadtest, StandIn
 from serving.client_commands import Health, Retrieve, VersionsCommand
 from serving.errors import ServingError
 from serving.log_commands import Log
@@ -32,6 +32,8 @@ class Serving(Options):
     """List, load, activate or roll back the versions of a running server."""
     loadtest: CliSubCommand[Loadtest]
     """Start a server and measure what it bears."""
+    stand_in: CliSubCommand[StandIn]
+    """Publish a bundle of stand-in embeddings, to measure."""
     bench_index: CliSubCommand[BenchIndex]
     """Measure the kinds of index."""
 

@@ -49,8 +49,9 @@ class Loadtest(Command):
         bundle = load_bundle(self.root / str(version := latest_version(self.root)), version)
         manifest = bundle.manifest
         num_candidates = min(self.num_candidates, manifest.num_items)
+        of = methods(bundle.context_ids, num_candidates, self.batch, bundle.index.is_exact)
         with server_process(self.root, num_candidates, self.workers) as server:
-            rows = uvloop.run(self.measured(server, methods(bundle.context_ids, num_candidates, self.batch)))
+            rows = uvloop.run(self.measured(server, of))
         print_rows(rows, f"{manifest.num_items:,} items x {manifest.embedding_dim}, M = {manifest.num_experts}")
         result = {
             "command": f"python -m serving {' '.join(sys.argv[1:])}",
@@ -145,6 +146,28 @@ def print_rows(rows: Sequence[Measured], title: str) -> None:
             str(row.errors),
         )
     show(table)
+
+
+class StandIn(Command):
+    """Publish a bundle of stand-in embeddings, 64 dimensions, to measure a catalogue that there is no model of yet."""
+
+    root: CliPositionalArg[Path]
+    """Bundle root."""
+    items: PositiveInt = 1_000_000
+    """N; a million takes two minutes and 2 GB."""
+    num_candidates: PositiveInt = 100
+    """K."""
+    index: Literal["auto", "flat", "ivf", "hnsw"] = "auto"
+    """Kind of index, as for export."""
+    seed: NonNegativeInt = 0
+    """Of the embeddings."""
+
+    def run(self) -> Mapping[str, Any]:
+        """Publish."""
+        from serving.publish_commands import published
+        from serving.stand_in import publish_stand_in
+
+        return published(publish_stand_in(self.root, self.items, self.num_candidates, self.index, self.seed))
 
 
 class BenchIndex(Command):

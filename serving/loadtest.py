@@ -53,8 +53,8 @@ class Measured(NamedTuple):
     errors: int
 
 
-def methods(context_ids: Sequence[str], num_candidates: int, batch: int) -> list[Method]:
-    """What is measured: a reply of Retrieve's size without work, then each kind of work."""
+def methods(context_ids: Sequence[str], num_candidates: int, batch: int, can_sample: bool) -> list[Method]:
+    """What is measured: a reply of Retrieve's size without work, then each kind of work that the index can do."""
     ids = [context_ids[row] for row in np.linspace(0, len(context_ids) - 1, 997).astype(int)]
     wire = retrieval_pb2
 
@@ -71,10 +71,11 @@ def methods(context_ids: Sequence[str], num_candidates: int, batch: int) -> list
     ]
     service = "/esr.v1.RetrievalService"
     serialized = [request.SerializeToString() for request in plain]
+    sampled = Method("Retrieve, sampled", f"{service}/Retrieve", [request.SerializeToString() for request in drawn])
     return [
         Method("no-op", "/esr.v1.LoadTest/NoOp", serialized),
         Method("Retrieve, greedy", f"{service}/Retrieve", serialized),
-        Method("Retrieve, sampled", f"{service}/Retrieve", [request.SerializeToString() for request in drawn]),
+        *([sampled] if can_sample else []),
         Method(
             f"BatchRetrieve({batch}), greedy",
             f"{service}/BatchRetrieve",

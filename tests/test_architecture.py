@@ -15,7 +15,7 @@ TORCH_FREE = (
     *(f"esr_trainer.{name}" for name in ("command_line", "features", "table_files", "whole_directory")),
 )
 """What serving's commands and publishing may take beside."""
-PUBLISHING = ("__main__", "index_building", "items", "bench_index")
+PUBLISHING = ("__main__", "index_building", "items", "bench_index", "stand_in")
 """serving's modules that a server does not load, beside its commands."""
 
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py") if "wire" not in path.parts)
