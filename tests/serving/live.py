@@ -102,13 +102,13 @@ class Load:
         self.calls: list[Call] = []
         self.ending = threading.Event()
 
-    def ask(self, address: str, pause: float) -> None:
+    def ask(self, address: str, pause: float, waits: bool) -> None:
         with own_channel(address) as channel:
             stub = retrieval_pb2_grpc.RetrievalServiceStub(channel)
             while not self.ending.wait(pause) if pause else not self.ending.is_set():
                 start = time.perf_counter()
                 try:
-                    answer = stub.Retrieve(REQUEST, timeout=30)
+                    answer = stub.Retrieve(REQUEST, timeout=30, wait_for_ready=waits)
                     assert len(answer.item_ids) == 10
                     end = Call("OK", answer.model_version, answer.model_id, time.perf_counter() - start)
                 except grpc.RpcError as error:
@@ -123,10 +123,10 @@ class Load:
 
 
 @contextmanager
-def load_on(address: str, clients: int = 4, pause: float = 0.0) -> Iterator[Load]:
-    """Constant load within the block, every client on a connection of its own."""
+def load_on(address: str, clients: int = 4, pause: float = 0.0, waits: bool = False) -> Iterator[Load]:
+    """Constant load within the block, every client on a connection of its own; one that `waits` does so to connect."""
     load = Load()
-    threads = [threading.Thread(target=load.ask, args=(address, pause)) for _ in range(clients)]
+    threads = [threading.Thread(target=load.ask, args=(address, pause, waits)) for _ in range(clients)]
     for thread in threads:
         thread.start()
     try:

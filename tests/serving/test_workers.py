@@ -45,7 +45,7 @@ def test_a_killed_worker_fails_only_its_own_calls_and_comes_back(live: tuple[int
     assert before >= set(facts["worker_pids"])
     victim = facts["worker_pids"][0]
     clients = 12
-    with load_on(facts["address"], clients) as load:
+    with load_on(facts["address"], clients, waits=True) as load:
         os.kill(victim, signal.SIGKILL)
         wait_until(lambda: len(load.calls) > 40 * clients)
         wait_until(lambda: len(children(supervisor) - {victim}) == len(before))
@@ -74,19 +74,18 @@ def test_workers_switch_together_and_one_that_comes_back_does_so_too(
         assert admin.active() == 1
     assert load.codes() == {"OK"}
     assert {call.version for call in load.calls[asked:]} <= {1, 2}
-    victim = next(iter(children(supervisor) & set(facts["worker_pids"])))
-    os.kill(victim, signal.SIGKILL)
-    wait_until(lambda: victim not in children(supervisor) and len(children(supervisor)) >= 2)
-    wait_until(lambda: _answers(admin))
+    for victim in children(supervisor):
+        os.kill(victim, signal.SIGKILL)
+    wait_until(lambda: _answers(facts["address"]))
     with load_on(facts["address"], clients=12) as load:
         pass
-    assert {call.version for call in load.calls} == {1}, "no worker went back to the highest"
+    assert {call.version for call in load.calls if call.code == "OK"} == {1}, "no worker went back to the highest"
 
 
-def _answers(admin: Admin) -> bool:
+def _answers(address: str) -> bool:
     try:
-        return admin.active() == 1
-    except grpc.RpcError:
+        return bool(client.retrieve(address, "5", 3)[2])
+    except client.CallError:
         return False
 
 
@@ -98,7 +97,7 @@ def test_metrics_are_of_all_workers(live: tuple[int, dict[str, Any]]) -> None:
         pass
     after = scrape(facts["metrics_address"])
     assert after[key] - before.get(key, 0) == load.count("OK")
-    assert after["esr_active_version",] > 0
+    wait_until(lambda: scrape(facts["metrics_address"])["esr_active_version",] == 1)  # 0 while one is coming back
 
 
 def test_the_port_is_not_shared_with_another_server(live: tuple[int, dict[str, Any]], root: Path) -> None:
