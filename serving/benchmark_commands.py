@@ -97,17 +97,16 @@ def server_process(root: Path, num_candidates: int, workers: int) -> Iterator[Se
     command = [sys.executable, "-m", "serving", "serve", str(root), "--port", "0", "--json"]
     command += ["--no-op", str(num_candidates), "--workers", str(workers)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            raise UsageError("the server did not start")
-        ready = json.loads(line)
-        yield Server(ready["address"], ready["worker_pids"] or [process.pid])
-    finally:
-        process.terminate()
-        process.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                raise UsageError("the server did not start")
+            ready = json.loads(line)
+            yield Server(ready["address"], ready["worker_pids"] or [process.pid])
+        finally:
+            process.terminate()
 
 
 def median(runs: Sequence[Measured]) -> Measured:
