@@ -14,6 +14,10 @@ from serving.query import Query
 
 AVERAGED = 4096
 """Contexts whose mean embedding answers for an unknown one, evenly spread."""
+KEPT_BYTES = 1 << 28
+"""Embeddings of all contexts are kept if they are no larger: looking one up costs a tenth of running the tower."""
+CHUNK = 4096
+"""Contexts that the tower embeds at once."""
 
 UnknownContext = Literal["not-found", "cold-start"]
 """What an unknown context gets: NOT_FOUND, or the answer for the average of the model's contexts."""
@@ -45,7 +49,11 @@ class Contexts:
         self._value_of = {
             name: {value: index for index, value in enumerate(values)} for name, values in bundle.vocabularies.items()
         }
-        count = len(bundle.context_ids)
+        count, manifest = len(bundle.context_ids), bundle.manifest
+        self._kept: np.ndarray | None = None
+        if 4 * count * manifest.num_experts * manifest.embedding_dim <= KEPT_BYTES:
+            chunks = np.array_split(np.arange(count), -(-count // CHUNK))
+            self._kept = np.concatenate([self.embed(rows) for rows in chunks])
         self._average = self.embed(np.linspace(0, count - 1, min(count, AVERAGED)).astype(np.int64)).mean(axis=0)
 
     def find(self, query: Query) -> Found:
@@ -94,6 +102,9 @@ class Contexts:
 
     def embed(self, rows: np.ndarray) -> np.ndarray:
         """The experts' embeddings of some contexts: rows (B,) -> (B, M, D)."""
+        if self._kept is not None:
+            kept: np.ndarray = self._kept[rows]
+            return kept
         return self._run({name: values[rows] for name, values in self.bundle.context_features.items()})
 
     def embed_found(self, found: Sequence[Found]) -> np.ndarray:

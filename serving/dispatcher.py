@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import faiss
-
 from serving.errors import DeadlinePassedError, InternalError, OverloadedError, ServingError
 from serving.grouping_thread import GroupingThread
 from serving.metrics import IN_FLIGHT, REJECTED, STAGE_SECONDS
@@ -93,7 +91,6 @@ def group_size(work: Work) -> int:
 
 def answer_group(group: Sequence[Work]) -> list[Any]:
     """Answer a group of queries, version by version."""
-    faiss.omp_set_num_threads(1)  # holds for the calling thread
     start = time.monotonic()
     outcomes: dict[int, Any] = {}
     in_time = [number for number, work in enumerate(group) if work.deadline > start]
