@@ -14,12 +14,19 @@ from tests.serving.live import REQUEST, load_on, own_channel, retrieval
 Status = health_pb2.HealthCheckResponse
 
 
-def test_sigterm_under_load_loses_and_cancels_nothing_that_was_accepted(bundles: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_sigterm_under_load_loses_and_cancels_nothing_that_was_accepted(
+    workers: int, bundles: Path, tmp_path: Path
+) -> None:
     log = tmp_path / "access.log"
-    with started(bundles, "--access-log", str(log)) as (process, facts), load_on(facts["address"], clients=16) as load:
+    with (
+        started(bundles, "--access-log", str(log), "--workers", str(workers)) as (process, facts),
+        load_on(facts["address"], clients=16) as load,
+    ):
         process.terminate()
         assert process.wait(timeout=30) == 0
-    assert load.codes() == {"OK", "UNAVAILABLE"}, "what was not accepted may be asked of another server"
+    if workers == 1:  # with more, clients may reach one that is about to stop
+        assert load.codes() == {"OK", "UNAVAILABLE"}, "what was not accepted may be asked of another server"
     accepted = Counter(json.loads(line)["code"] for line in log.read_text().splitlines())
     assert accepted.keys() <= {"OK", "UNAVAILABLE"}
     assert accepted["OK"] == load.count("OK")

@@ -104,7 +104,7 @@ def test_the_port_is_not_shared_with_another_server(live: tuple[int, dict[str, A
     _, facts = live
     port = facts["address"].rpartition(":")[2]
     for workers in ("1", "2"):
-        done = run_module("serving", "serve", root, "--port", port, "--workers", workers)
+        done = run_module("serving", "serve", root, "--port", port, "--workers", workers, timeout=60)
         assert done.returncode == 2
         assert done.stderr == f"error: address ({facts['address']}) cannot be listened on: is the port in use?\n"
 
