@@ -16,6 +16,8 @@ AVERAGED = 4096
 """Contexts whose mean embedding answers for an unknown one, evenly spread."""
 KEPT_BYTES = 1 << 28
 """Embeddings of all contexts are kept if they are no larger: looking one up costs a tenth of running the tower."""
+LARGEST = 1e12
+"""Largest number of a given embedding: its scores stay finite in float32 whatever the items' are, up to 1e24."""
 CHUNK = 4096
 """Contexts that the tower embeds at once."""
 
@@ -65,7 +67,9 @@ class Contexts:
         """
         given = bool(query.context_id) + (query.features is not None) + (query.embedding is not None)
         if given != 1:
-            raise InvalidRequestError("context_id", "must not be empty, unless features or an embedding are given")
+            raise InvalidRequestError(
+                "context", f"({given} given) must be exactly one of context_id, features, embedding"
+            )
         if query.embedding is not None:
             return Found(embedding=self._checked(query.embedding))
         if query.features is not None:
@@ -82,8 +86,9 @@ class Contexts:
         size = self.bundle.manifest.num_experts * self.bundle.manifest.embedding_dim
         if embedding.shape != (size,):
             raise InvalidRequestError("embedding", f"({embedding.size} values) must have M * D = {size}")
-        if not np.isfinite(embedding).all():
-            raise InvalidRequestError("embedding", "must be finite")
+        largest = float(np.abs(embedding).max())
+        if not largest <= LARGEST:  # nan included
+            raise InvalidRequestError("embedding", f"({largest:g}) must be finite, no number larger than {LARGEST:g}")
         return embedding
 
     def _bags(self, features: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:

@@ -59,14 +59,18 @@ class FeedbackRecorder:
             _overloaded.inc()
             raise OverloadedError(f"{self._waiting} records wait for the feedback log", RETRY_SECONDS)
         self._waiting += 1
-        try:
-            # not cancelled with its caller: it may be in the middle of a commit, and is worth keeping
-            outcome = await asyncio.shield(self._thread.submit(feedback))
-        finally:
-            self._waiting -= 1
+        submitted = self._thread.submit(feedback)
+        submitted.add_done_callback(self._leave)
+        # not cancelled with its caller: it may be in the middle of a commit, and is worth keeping
+        outcome = await asyncio.shield(submitted)
         if outcome is Outcome.CONFLICT:
             raise AlreadyRecordedError(f"request_id ({feedback.shown.request_id}): other feedback was recorded for it")
         return outcome is Outcome.NEW
+
+    def _leave(self, submitted: asyncio.Future[Outcome]) -> None:
+        self._waiting -= 1
+        if not submitted.cancelled():
+            submitted.exception()  # seen, even if the caller has gone
 
     def _record(self, group: Sequence[Feedback]) -> Sequence[Outcome | Exception]:
         start = time.monotonic()

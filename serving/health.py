@@ -26,6 +26,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._changed = asyncio.Event()
         self._is_ending = False
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the services should be sent requests."""
+        return all(self._statuses[service] == Status.SERVING for service in self._services)
+
     def set(self, is_ready: bool) -> None:
         """Say whether the services should be sent requests."""
         self._statuses |= dict.fromkeys(self._services, Status.SERVING if is_ready else Status.NOT_SERVING)

@@ -12,6 +12,7 @@ import grpc
 from serving.batch_answer import combined, queries_of
 from serving.dispatcher import Dispatcher
 from serving.errors import NotServingError, ServingError, UnknownModelError, UnknownVersionError, quoted
+from serving.health import Health
 from serving.inference_tensors import INPUT_SHAPES, OUTPUTS, read_query, write_answer
 from serving.messages import remaining
 from serving.query import Answer
@@ -32,9 +33,10 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """Answers tensors with tensors; the contexts of a batch queue up together, so they are searched for together."""
 
-    def __init__(self, versions: Versions, dispatcher: Dispatcher) -> None:
+    def __init__(self, versions: Versions, dispatcher: Dispatcher, health: Health) -> None:
         self._versions = versions
         self._dispatcher = dispatcher
+        self._health = health
 
     async def ServerLive(self, request: Any, context: Context) -> Any:
         """Say that the process answers."""
@@ -66,7 +68,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):  #
             self._find(name, version)
         except NotServingError:
             return False
-        return True
+        return self._health.is_ready
 
     async def _metadata(self, request: Any) -> Any:
         retriever = self._find(request.name, request.version)

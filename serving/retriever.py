@@ -71,14 +71,15 @@ class Retriever:
             UnknownContextError: the model has never seen the context, and no cold-start answer is wanted.
             UnsupportedError: the model cannot do what is asked.
         """
-        query = Query(query, num_candidates) if isinstance(query, str) else query
+        query = Query(query) if isinstance(query, str) else query
+        query = query if num_candidates is None else query._replace(num_candidates=num_candidates)
         (answer,) = self.answer([query])
         if isinstance(answer, ServingError):
             raise answer
         return answer
 
     def answer(self, queries: Sequence[Query]) -> list[Answer | ServingError]:
-        """Answer many queries: contexts are embedded together, plain searches of the same K are made together."""
+        """Answer many queries: known contexts are embedded together, searches of the same K are made together."""
         results: list[Answer | ServingError] = []
         checked: list[Checked] = []
         for query in queries:

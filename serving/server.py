@@ -102,7 +102,7 @@ async def serve(
             await load(versions, options)
         gate = Gate()
         server = new_server(options, access_log, gate, options.token_file, shares_port=worker is not None)
-        stack.enter_context(services(server, versions, options))
+        stack.enter_context(services(server, versions, is_ready, options))
         health_pb2_grpc.add_HealthServicer_to_server(is_ready, server)
         address = bind(server, options, options.host, options.port, [NAME, INFERENCE, health.SERVICE_NAME])
         await server.start()
@@ -141,17 +141,17 @@ def served(versions: Versions) -> tuple[str, int, str]:
 
 
 @contextmanager
-def services(server: grpc.aio.Server, versions: Versions, options: ServerOptions) -> Iterator[None]:
+def services(server: grpc.aio.Server, versions: Versions, is_ready: Health, options: ServerOptions) -> Iterator[None]:
     """What the server answers, besides health; at the block's end what was accepted has been done."""
     with ExitStack() as stack:
         dispatcher = stack.enter_context(closing(Dispatcher(options.max_in_flight)))
         recorder = None
         if options.feedback_log:
             recorder = stack.enter_context(closing(FeedbackRecorder(open_log(options.feedback_log))))
-        limits = (options.max_batch, options.max_message_bytes)
+        limits = (min(options.max_batch, options.max_in_flight), options.max_message_bytes)
         RetrievalService(versions, dispatcher, recorder, *limits).add_to(server)
         open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
-            InferenceService(versions, dispatcher), server
+            InferenceService(versions, dispatcher, is_ready), server
         )
         if options.no_op:
             add_no_op(server, versions, options.no_op)

@@ -69,7 +69,7 @@ class ServerOptions(BaseModel):
     max_in_flight: PositiveInt = 1024
     """Queries that may wait or be computed at once, in each process; whoever comes then is told when to try again."""
     max_batch: PositiveInt = 1024
-    """Most requests of a BatchRetrieve."""
+    """Most requests of a BatchRetrieve; no more than may be in flight."""
     no_op: NonNegativeInt = 0
     """Also answer esr.v1.LoadTest/NoOp with a reply of this many candidates, without any work; for load tests."""
     max_message_bytes: int = Field(default=4 << 20, ge=1 << 10, le=1 << 30)

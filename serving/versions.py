@@ -57,7 +57,7 @@ class Chosen(NamedTuple):
     """Only versions above this one are followed: the others were there when the choice was made."""
 
 
-class Manifest(NamedTuple):
+class Stamp(NamedTuple):
     """What tells one writing of a manifest from the next."""
 
     modified: int
@@ -76,7 +76,7 @@ class Versions:
         self.chosen = chosen
         self.unknown_context = unknown_context
         self._staged: Retriever | None = None
-        self._refused: dict[int, tuple[Manifest, str]] = {}
+        self._refused: dict[int, tuple[Stamp, str]] = {}
         self._loading = threading.Lock()  # one load at a time
         self._switching = threading.Lock()  # held for an instant only: a roll-back does not wait for a load
 
@@ -119,7 +119,7 @@ class Versions:
             except ServingError as error:
                 problem = error if version == versions[0] else problem
                 continue
-            for refused, (_, why) in self._refused.items():
+            for refused, (_, why) in list(self._refused.items()):
                 log.warning("version %d is refused: %s", refused, why)
             self._switch(retriever, self.chosen)
             return
@@ -195,8 +195,8 @@ class Versions:
             if known.bundle.version == version:
                 state = State.ACTIVE if known is self.active else State.LOADED
                 return VersionStatus(version, state, known.bundle.manifest.model_id, "")
-        if version in self._refused:
-            return VersionStatus(version, State.REFUSED, "", self._refused[version][1])
+        if refusal := self._refused.get(version):
+            return VersionStatus(version, State.REFUSED, "", refusal[1])
         return VersionStatus(version, State.AVAILABLE, "", "")
 
     def _in_memory(self) -> list[Retriever]:
@@ -227,7 +227,7 @@ class Versions:
             log.warning("version %d is refused: %s", version, error)
             raise
 
-    def _refuse(self, version: int, manifest: Manifest, error: Exception) -> ServingError:
+    def _refuse(self, version: int, manifest: Stamp, error: Exception) -> ServingError:
         if not isinstance(error, ServingError):
             log.error("version %d could not be loaded", version, exc_info=error)
             error = BundleCorruptError(f"version ({version}) could not be loaded: {type(error).__name__}")
@@ -248,7 +248,7 @@ class Versions:
         settle_memory()
 
 
-def published_versions(root: Path) -> dict[int, Manifest]:
+def published_versions(root: Path) -> dict[int, Stamp]:
     """The integer versions under a bundle root that have a manifest."""
     found = {}
     for path in root.glob(f"*/{MANIFEST}"):
@@ -257,12 +257,12 @@ def published_versions(root: Path) -> dict[int, Manifest]:
                 status = path.stat()
             except FileNotFoundError:  # removed just now
                 continue
-            found[int(path.parent.name)] = Manifest(status.st_mtime_ns, status.st_size, status.st_ino)
+            found[int(path.parent.name)] = Stamp(status.st_mtime_ns, status.st_size, status.st_ino)
     return found
 
 
 def warm_up(retriever: Retriever) -> None:
-    """Answer some queries of every size that a request may have, so that the first real one is as fast as the next."""
+    """Answer some queries alone and together, so that the first real one is as fast as the next."""
     context_ids = itertools.cycle(retriever.bundle.context_ids)
     for size in WARM_UP:
         retriever.answer([Query(context_id) for context_id in itertools.islice(context_ids, size)])

@@ -157,12 +157,12 @@ class Supervisor:
             since = clock()
             try:
                 await self._start(slot)
-            except (ServingError, grpc.aio.AioRpcError) as error:
+            except (ServingError, OSError, grpc.aio.AioRpcError) as error:
                 log.warning("worker %d cannot start: %s", slot, error)
 
 
 class FanOutAdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]
-    """esr.v1.AdminService over all workers: they switch together, or none does."""
+    """esr.v1.AdminService over all workers: they switch once every one of them has the version in memory."""
 
     def __init__(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor

@@ -8,6 +8,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from serving.wire import open_inference_pb2, open_inference_pb2_grpc
 from tests.conftest import started
 from tests.serving.live import REQUEST, load_on, own_channel, retrieval
 
@@ -46,6 +47,8 @@ def test_readiness_flips_first_and_calls_are_taken_until_the_delay_is_over(bundl
         assert process.poll() is None
         newcomer = retrieval(facts["address"])
         assert len(newcomer.Retrieve(REQUEST, timeout=10).item_ids) == 10
+        inference = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        assert not inference.ServerReady(open_inference_pb2.ServerReadyRequest(), timeout=10).ready
         assert stub.Check(health_pb2.HealthCheckRequest(service="liveness"), timeout=10).status == Status.SERVING
         assert [answer.status for answer in ready] == [], "a watch ends when the server does, and holds it no longer"
         assert [answer.status for answer in alive] == [], "alive to the end"

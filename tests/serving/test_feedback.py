@@ -1,10 +1,11 @@
 """RecordFeedback over the wire, into a real SQLite and a real PostgreSQL; and what may go wrong beside it."""
 
+import asyncio
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import grpc
 import pytest
 
-from esr_trainer.feedback_log import read
+from esr_trainer.feedback_log import Feedback, FeedbackLog, Outcome, read
+from serving.errors import OverloadedError
+from serving.feedback import FeedbackRecorder
 from serving.wire import retrieval_pb2 as wire
 from serving.wire import retrieval_pb2_grpc
 from tests.conftest import serving
@@ -185,3 +188,34 @@ def test_a_slow_database_holds_up_its_callers_alone(bundles: Path, postgres: Pos
             assert waiting.code() is grpc.StatusCode.DEADLINE_EXCEEDED
             connection.exec_driver_sql("ROLLBACK")
         assert stub.RecordFeedback(other, timeout=20).is_new in (True, False), "it was kept, or can be sent again"
+
+
+def test_callers_that_give_up_still_count_while_their_feedback_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serving import feedback
+    from tests.feedback_writer import feedback as record_of
+
+    may_write = threading.Event()
+
+    class SlowLog(FeedbackLog):
+        def record(self, batch: Sequence[Feedback]) -> list[Outcome]:
+            may_write.wait(30)
+            return super().record(batch)
+
+    async def scenario() -> None:
+        recorder = FeedbackRecorder(SlowLog.open(f"sqlite:///{tmp_path}/feedback.db"))
+        monkeypatch.setattr(feedback, "MAX_WAITING", 3)
+        callers = [asyncio.create_task(recorder.record(record_of(number))) for number in range(3)]
+        await asyncio.sleep(0)
+        for caller in callers:
+            caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+        with pytest.raises(OverloadedError, match="3 records wait for the feedback log"):
+            await recorder.record(record_of(3))
+        may_write.set()
+        await asyncio.to_thread(recorder.close)
+        await asyncio.sleep(0)
+        assert len(list(read(f"sqlite:///{tmp_path}/feedback.db"))) == 3, "what was taken is written"
+
+    asyncio.run(scenario())

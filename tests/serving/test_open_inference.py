@@ -19,6 +19,7 @@ from serving import Retriever, client
 from serving.batch_answer import MAX_BATCH, BatchAnswer, combined, queries_of
 from serving.dispatcher import Dispatcher
 from serving.errors import InvalidRequestError
+from serving.health import Health
 from serving.inference_tensors import CONTEXT_ID, NUM_CANDIDATES, OUTPUTS
 from serving.open_inference import InferenceService
 from serving.versions import Chosen, Versions
@@ -214,7 +215,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
         r"NUM_CANDIDATES contents \(fp32_contents\) must be int64_contents, as INT64 says",
     ),
     "no contents": (Request(inputs=[tensor(lambda t: t.ClearField("contents"))]), r"contents \(0 elements\) must be"),
-    "empty id": (Request(inputs=[ids_tensor("5", "")]), "context_id must not be empty"),
+    "empty id": (
+        Request(inputs=[ids_tensor("5", "")]),
+        "context (0 given) must be exactly one of context_id, features, embedding",
+    ),
     "not UTF-8": (
         Request(inputs=[tensor(lambda t: t.contents.bytes_contents.__setitem__(1, b"\xff"))]),
         r"CONTEXT_ID element 1 \(.*xff.*\) must be UTF-8",
@@ -303,7 +307,7 @@ def test_while_nothing_is_loaded_the_server_lives_but_is_not_ready(tmp_path: Pat
     async def ask() -> None:
         server = grpc.aio.server()
         with closing(Dispatcher(10)) as dispatcher:
-            service = InferenceService(Versions(tmp_path, Chosen()), dispatcher)
+            service = InferenceService(Versions(tmp_path, Chosen()), dispatcher, Health("esr.v1.RetrievalService"))
             open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)
             port = server.add_insecure_port("127.0.0.1:0")
             await server.start()

@@ -98,6 +98,15 @@ def test_an_embedding_answers_as_its_context_does(retriever: Retriever) -> None:
     assert retriever.retrieve(Query(embedding=embedding, num_candidates=9)) == retriever.retrieve("17", 9)
 
 
+def test_the_largest_embedding_still_has_finite_scores(retriever: Retriever) -> None:
+    embedding = np.full(30, 1e12, np.float32)
+    for seed in (None, 1):
+        answer = retriever.retrieve(Query(embedding=embedding, num_candidates=9, seed=seed))
+        assert len(answer.item_ids) == 9
+        assert np.isfinite(answer.scores).all()
+        assert all(0 < pi <= 1 for pi in answer.inclusion_propensities)
+
+
 def test_an_unknown_context_gets_the_average_where_that_is_wanted(bundles: Path, retriever: Retriever) -> None:
     with pytest.raises(UnknownContextError, match=r"context_id \(nobody\) is not among the model's contexts"):
         retriever.retrieve("nobody", 3)
@@ -137,10 +146,17 @@ def test_queries_of_a_group_are_answered_as_each_alone(retriever: Retriever) -> 
     [
         (Query("5", 0), "num_candidates (0) must be from 1 to the model's 1000 items"),
         (Query("5", 1001), "num_candidates (1001) must be from 1 to the model's 1000 items"),
-        (Query("", 5), "context_id must not be empty"),
-        (Query("5", 5, embedding=np.zeros(30, np.float32)), "context_id must not be empty"),
+        (Query("", 5), "context (0 given) must be exactly one of context_id, features, embedding"),
+        (Query("5", 5, embedding=np.zeros(30, np.float32)), "context (2 given) must be exactly one of"),
         (Query(embedding=np.zeros(29, np.float32)), "embedding (29 values) must have M * D = 30"),
-        (Query(embedding=np.full(30, np.nan, np.float32)), "embedding must be finite"),
+        (
+            Query(embedding=np.full(30, np.nan, np.float32)),
+            "embedding (nan) must be finite, no number larger than 1e+12",
+        ),
+        (
+            Query(embedding=np.full(30, 3e38, np.float32)),
+            "embedding (3e+38) must be finite, no number larger than 1e+12",
+        ),
         (Query(features={"age": ["3"]}), "features (age) must be among the model's: the model has none"),
         (Query("5", 5, num_slots=6), "num_slots (6) must be from 0 to num_candidates (5)"),
         (Query("5", 5, seed=1 << 64), "sampling.seed (18446744073709551616) must be from 0 to 2^64 - 1"),

@@ -42,7 +42,7 @@ def test_over_the_wire_as_in_process(k: int, server: str, bundles: Path) -> None
     [
         ("5", 0, grpc.StatusCode.INVALID_ARGUMENT, "num_candidates"),
         ("5", 1001, grpc.StatusCode.INVALID_ARGUMENT, "num_candidates"),
-        ("", 5, grpc.StatusCode.INVALID_ARGUMENT, "context_id"),
+        ("", 5, grpc.StatusCode.INVALID_ARGUMENT, "context"),
         ("nobody", 5, grpc.StatusCode.NOT_FOUND, None),
         ("x" * 100_000, 5, grpc.StatusCode.NOT_FOUND, None),
     ],

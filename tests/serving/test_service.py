@@ -123,19 +123,22 @@ def test_a_long_request_id_is_refused(stub: Any) -> None:
 
 
 def test_who_comes_when_it_is_full_is_turned_away_with_a_time_to_come_back(bundles: Path) -> None:
+    draw = wire.RetrieveRequest(context_id="5", num_candidates=500, sampling=wire.Sampling(seed=1))
+    ten = wire.BatchRetrieveRequest(requests=[draw] * 10)
     with serving(bundles, "--max-in-flight", "10") as (_, address), grpc.insecure_channel(address) as channel:
         stub = retrieval_pb2_grpc.RetrievalServiceStub(channel)
-        eleven = wire.BatchRetrieveRequest(requests=[wire.RetrieveRequest(context_id="5", num_candidates=1)] * 11)
-        error = refusal(stub.BatchRetrieve, eleven)
-        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert error.details() == "0 queries are in flight, and 11 more exceed 10"
-        status = rpc_status.from_call(error)
+        assert stub.GetModel(wire.GetModelRequest(), timeout=5).max_batch == 10, "no more than may be in flight"
+        assert len(stub.BatchRetrieve(ten, timeout=20).results) == 10
+        calls = [stub.BatchRetrieve.future(ten, timeout=60) for _ in range(20)]
+        codes = {call.code() for call in calls}
+        assert codes == {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+        turned_away = next(call for call in calls if call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED)
+        assert turned_away.details().endswith("queries are in flight, and 10 more exceed 10")
+        status = rpc_status.from_call(turned_away)
         assert status is not None
         info = error_details_pb2.RetryInfo()
         assert status.details[0].Unpack(info)
         assert 0 < info.retry_delay.nanos < 1e9
-        ten = wire.BatchRetrieveRequest(requests=eleven.requests[:10])
-        assert len(stub.BatchRetrieve(ten, timeout=5).results) == 10
 
 
 def test_an_unknown_context_is_answered_as_configured(bundles: Path) -> None:
