@@ -217,7 +217,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "no contents": (Request(inputs=[tensor(lambda t: t.ClearField("contents"))]), r"contents \(0 elements\) must be"),
     "empty id": (
         Request(inputs=[ids_tensor("5", "")]),
-        "context (0 given) must be exactly one of context_id, features, embedding",
+        r"context \(0 given\) must be exactly one of",
     ),
     "not UTF-8": (
         Request(inputs=[tensor(lambda t: t.contents.bytes_contents.__setitem__(1, b"\xff"))]),
