@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side, on as many cores
+
 from tests.postgres import PostgresServer, postgres_server
 
 ROOT = Path(__file__).parents[1]
