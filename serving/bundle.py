@@ -8,7 +8,9 @@ Axes: C contexts, N items, M experts, D embedding dimension, Q golden queries, K
 import hashlib
 import io
 import json
+import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,23 +144,38 @@ class Bundle:
 
 def latest_version(root: Path) -> int:
     """The highest integer version under a bundle root."""
-    names = [path.name for path in root.glob("*") if (path / MANIFEST).is_file()]
-    versions = [int(name) for name in names if re.fullmatch(r"[1-9][0-9]*", name)]
+    versions = published_versions(root)
     if not versions:
         raise BundleUnusableError("no bundle: the root holds no <integer>/manifest.json")
     return max(versions)
+
+
+def published_versions(root: Path) -> dict[int, os.stat_result]:
+    """The integer versions under a bundle root whose manifest is a regular file, and that file's facts."""
+    found = {}
+    for path in root.glob(f"*/{MANIFEST}"):
+        if re.fullmatch(r"[1-9][0-9]{0,17}", path.parent.name):  # 18 digits fit the wire's and the log's integers
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # removed just now
+                continue
+            if stat.S_ISREG(status.st_mode):
+                found[int(path.parent.name)] = status
+    return found
 
 
 def read_manifest(directory: Path) -> Manifest:
     """Read and check manifest.json."""
     path = directory / MANIFEST
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BundleUnusableError(f"version {directory.name}: {MANIFEST} is not a regular file")
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleCorruptError(f"{MANIFEST} is larger than {MAX_MANIFEST_BYTES} bytes")
         content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise BundleUnusableError(f"version {directory.name} has no {MANIFEST}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleCorruptError(f"{MANIFEST} is not JSON") from error
     found = content.get("schema_version") if isinstance(content, dict) else None
     if found != SCHEMA_VERSION:

@@ -96,6 +96,8 @@ def feedback_of(request: Any) -> Feedback:
     shown = request.shown
     positions = request.slate or shown.slate
     own = request.slate_probabilities if request.slate or request.slate_probabilities else shown.slate_probabilities
+    if shown.mode not in (retrieval_pb2.MODE_GREEDY, retrieval_pb2.MODE_SAMPLED):
+        raise InvalidRequestError("shown.mode", f"({shown.mode}) must be greedy or sampled, as it came")
     if beyond := [position for position in positions if position >= len(shown.item_ids)]:
         raise InvalidRequestError("slate", f"({beyond[0]}) must be below the {len(shown.item_ids)} items shown")
     is_drawn = shown.mode == retrieval_pb2.MODE_SAMPLED

@@ -8,10 +8,10 @@ from typing import Any, NoReturn
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from serving.batch_answer import MAX_CANDIDATES
 from serving.dispatcher import Dispatcher
 from serving.errors import STATUS, InvalidRequestError, OverloadedError, ServingError, UnsupportedError
 from serving.feedback import FeedbackRecorder, feedback_of
@@ -63,6 +63,11 @@ class RetrievalService:
         if not 1 <= len(request.requests) <= self.max_batch:
             rule = f"({len(request.requests)}) must be from 1 to {self.max_batch}"
             raise InvalidRequestError("requests", rule)
+        total = sum(min(one.num_candidates, MAX_CANDIDATES) for one in request.requests)
+        if total > MAX_CANDIDATES:
+            raise InvalidRequestError(
+                "requests", f"({total} candidates together) must ask for {MAX_CANDIDATES} at most"
+            )
         retriever = self.versions.current()
         describe_call(model_version=retriever.bundle.version)
         self.dispatcher.admit(len(request.requests))
@@ -135,33 +140,18 @@ async def settled(waiting: "asyncio.Future[bytes] | ServingError") -> bytes:
 
 
 def handler(method: Callable[[Any, Context], Awaitable[Any]], request: Any, serialize: Callable[[Any], bytes]) -> Any:
-    """A method's handler; a ServingError ends the call with its status.
+    """A method's handler; a ServingError ends the call with its status."""
 
-    Messages are parsed here and not by gRPC, which would answer what it cannot parse with UNKNOWN and Python's names.
-    """
-
-    async def handle(message: bytes, context: Context) -> Any:
+    async def handle(message: Any, context: Context) -> Any:
         start = time.monotonic()
         try:
-            return await method(parsed(request, message), context)
+            return await method(message, context)
         except ServingError as error:
             if isinstance(error, OverloadedError):
                 _rejected_seconds.observe(time.monotonic() - start)
             await refuse(context, error)
 
-    return grpc.unary_unary_rpc_method_handler(handle, bytes, serialize)
-
-
-def parsed(message: Any, content: bytes) -> Any:
-    """A message from the wire.
-
-    Raises:
-        InvalidRequestError: it is none.
-    """
-    try:
-        return message.FromString(content)
-    except DecodeError as error:
-        raise InvalidRequestError("request", f"({len(content)} bytes) is no {message.DESCRIPTOR.full_name}") from error
+    return grpc.unary_unary_rpc_method_handler(handle, request.FromString, serialize)
 
 
 async def refuse(context: Context, error: ServingError) -> NoReturn:

@@ -11,12 +11,14 @@ from contextvars import ContextVar
 from typing import Any, Protocol, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health
 
 from serving.access_log import AccessLog, Line
 from serving.gate import Gate
 from serving.metrics import REQUESTS, STAGE_SECONDS
 
+Parse = Callable[[bytes], Any]
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # quoted: the real class takes no parameters
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
@@ -82,6 +84,7 @@ class Telemetry(grpc.aio.ServerInterceptor):
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
         behaviour: Behaviour = handler.unary_unary  # type: ignore[assignment]  # of an aio server
+        parse: Parse = handler.request_deserializer or bytes
 
         gate = Gate() if method.startswith(health.SERVICE_NAME) else self._gate  # health is told to the end
 
@@ -95,7 +98,7 @@ class Telemetry(grpc.aio.ServerInterceptor):
                     await gate.knock()
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is draining")
                 with gate:
-                    return await kept_from_surprises(behaviour, request, context)
+                    return await kept_from_surprises(behaviour, parse, request, context)
             except BaseException as error:
                 code = code_of(error, context)
                 raise
@@ -109,7 +112,7 @@ class Telemetry(grpc.aio.ServerInterceptor):
 
         return grpc.unary_unary_rpc_method_handler(
             watched,
-            handler.request_deserializer,
+            bytes,  # what cannot be parsed would be answered by gRPC with UNKNOWN and Python's names
             handler.response_serializer,
         )
 
@@ -120,11 +123,15 @@ class Telemetry(grpc.aio.ServerInterceptor):
         count.inc()
 
 
-async def kept_from_surprises(behaviour: Behaviour, request: Any, context: Any) -> Any:
+async def kept_from_surprises(behaviour: Behaviour, parse: Parse, content: bytes, context: Any) -> Any:
     """Run a handler unless the call's deadline has passed; an error that it did not foresee goes to the log alone."""
     left = context.time_remaining()
     if left is not None and left <= 0:
         await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before work began")
+    try:
+        request = parse(content)
+    except DecodeError:
+        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the request ({len(content)} bytes) is no such message")
     try:
         return await behaviour(request, context)
     except (grpc.aio.AbortError, asyncio.CancelledError):

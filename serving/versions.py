@@ -8,13 +8,12 @@ memory are the active version, the one before it for RollBack, and at most one t
 import ctypes
 import itertools
 import logging
-import re
 import threading
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
-from serving.bundle import MANIFEST
+from serving.bundle import published_versions
 from serving.contexts import UnknownContext
 from serving.errors import BundleCorruptError, BundleUnusableError, NotServingError, ServingError, UnknownVersionError
 from serving.metrics import ACTIVE_VERSION, LOADS
@@ -131,7 +130,7 @@ class Versions:
         if not chosen.follows_latest:
             return
         lowest = max(chosen.above, self.active.bundle.version if self.active else 0)
-        for version, manifest in sorted(published_versions(self.root).items(), reverse=True):
+        for version, manifest in sorted(stamps(self.root).items(), reverse=True):
             if version <= lowest:
                 return
             if self._refused.get(version, (None,))[0] == manifest:
@@ -208,7 +207,7 @@ class Versions:
             for known in self._in_memory():
                 if known.bundle.version == version:
                     return known
-            manifest = published_versions(self.root).get(version)
+            manifest = stamps(self.root).get(version)
             if manifest is None:
                 raise UnknownVersionError(f"version ({version}) is not under the bundle root")
             try:
@@ -248,17 +247,10 @@ class Versions:
         settle_memory()
 
 
-def published_versions(root: Path) -> dict[int, Stamp]:
-    """The integer versions under a bundle root that have a manifest."""
-    found = {}
-    for path in root.glob(f"*/{MANIFEST}"):
-        if re.fullmatch(r"[1-9][0-9]*", path.parent.name):
-            try:
-                status = path.stat()
-            except FileNotFoundError:  # removed just now
-                continue
-            found[int(path.parent.name)] = Stamp(status.st_mtime_ns, status.st_size, status.st_ino)
-    return found
+def stamps(root: Path) -> dict[int, Stamp]:
+    """The published versions, and what tells one writing of a manifest from the next."""
+    found = published_versions(root)
+    return {version: Stamp(status.st_mtime_ns, status.st_size, status.st_ino) for version, status in found.items()}
 
 
 def warm_up(retriever: Retriever) -> None:

@@ -94,6 +94,14 @@ def test_feedback_that_breaks_a_rule_is_refused_with_the_field(bundles: Path, tm
             code, details = status(stub.RecordFeedback, wire.RecordFeedbackRequest(shown=shown, **change))
             assert code is grpc.StatusCode.INVALID_ARGUMENT
             assert details.startswith(field)
+        other = wire.RetrieveResponse()
+        other.CopyFrom(shown)
+        other.mode = wire.MODE_UNSPECIFIED
+        code, details = status(stub.RecordFeedback, wire.RecordFeedbackRequest(shown=other, slate=[0], rewards=[1.0]))
+        assert (code, details) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "shown.mode (0) must be greedy or sampled, as it came",
+        )
         forged = wire.RetrieveResponse()
         forged.CopyFrom(shown)
         forged.inclusion_propensities[0] = 0.0

@@ -26,6 +26,15 @@ PROMISED = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 
+METHODS = (
+    *(f"/esr.v1.RetrievalService/{name}" for name in ("Retrieve", "BatchRetrieve", "RecordFeedback", "GetModel")),
+    *(
+        f"/inference.GRPCInferenceService/{name}"
+        for name in ("ModelInfer", "ModelMetadata", "ModelReady", "ServerReady")
+    ),
+    "/grpc.health.v1.Health/Check",
+)
+
 numbers = st.integers(0, 2**32 - 1) | st.integers(0, 1001)
 ids = st.text(max_size=20) | st.integers(-1, 1001).map(str)
 floats = st.floats(width=32) | st.sampled_from([float("nan"), float("inf"), 3e38])
@@ -102,8 +111,8 @@ def test_any_batch(channel: grpc.Channel, batch: list[wire.RetrieveRequest]) -> 
 @settings(deadline=None, max_examples=200)
 @given(message=st.binary(max_size=200))
 def test_any_bytes(channel: grpc.Channel, message: bytes) -> None:
-    for method in ("Retrieve", "BatchRetrieve", "GetModel"):
-        outcome(channel.unary_unary(f"/esr.v1.RetrievalService/{method}"), message)
+    for method in METHODS:
+        outcome(channel.unary_unary(method), message)
 
 
 OPEN = """

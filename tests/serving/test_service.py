@@ -103,6 +103,13 @@ def test_a_batch_has_a_size(stub: Any) -> None:
         assert error.details() == f"requests ({count}) must be from 1 to 1024"
 
 
+def test_a_batch_has_room_for_so_many_candidates(stub: Any) -> None:
+    request = wire.BatchRetrieveRequest(requests=[wire.RetrieveRequest(context_id="5", num_candidates=1 << 20)] * 2)
+    error = refusal(stub.BatchRetrieve, request)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details() == "requests (2097152 candidates together) must ask for 1048576 at most"
+
+
 def test_the_model_says_what_it_can_be_asked(stub: Any, retriever: Retriever) -> None:
     model = stub.GetModel(wire.GetModelRequest(), timeout=5)
     assert model.model_id == retriever.bundle.manifest.model_id

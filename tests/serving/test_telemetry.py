@@ -165,7 +165,7 @@ def test_no_work_begins_after_the_deadline() -> None:
         raise AssertionError("work began")
 
     with pytest.raises(grpc.aio.AbortError, match="DEADLINE_EXCEEDED"):
-        asyncio.run(kept_from_surprises(work, b"", Late()))
+        asyncio.run(kept_from_surprises(work, bytes, b"", Late()))
 
 
 def test_work_stops_at_the_deadline(tmp_path: Path) -> None:

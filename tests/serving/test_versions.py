@@ -1,5 +1,6 @@
 """Versions in one process, and published under a live server while clients ask without a pause."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -326,3 +327,19 @@ def resident(pid: int) -> int:
     """Bytes of memory that a process holds."""
     fields = Path(f"/proc/{pid}/statm").read_text().split()
     return int(fields[1]) * 4096
+
+
+def test_names_and_files_that_are_no_versions_are_left_alone(root: Path) -> None:
+    shutil.copytree(root / "1", root / "99999999999999999999999")
+    (root / "34").mkdir()
+    os.mkfifo(root / "34" / "manifest.json")
+    (root / "35" / "manifest.json").mkdir(parents=True)
+    versions = versions_of(root)
+    versions.follow()
+    assert served(versions) == 1
+    assert [status.version for status in versions.states()] == [1]
+    for version in (34, 35):
+        with pytest.raises(UnknownVersionError):
+            versions.load(version)
+        with pytest.raises(BundleUnusableError, match="not a regular file"):
+            Retriever.open(root, version)
