@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -97,12 +98,17 @@ def server_process(root: Path, num_candidates: int, workers: int) -> Iterator[Se
     command = [sys.executable, "-m", "serving", "serve", str(root), "--port", "0", "--json"]
     command += ["--no-op", str(num_candidates), "--workers", str(workers)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    with (
+        tempfile.TemporaryFile("w+") as log,  # its hints on what to do next are for others
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as process,
+    ):
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
             if not line:
-                raise UsageError("the server did not start")
+                process.wait()
+                log.seek(0)
+                raise UsageError(f"the server did not start: {log.read().strip().removeprefix('error: ')}")
             ready = json.loads(line)
             yield Server(ready["address"], ready["worker_pids"] or [process.pid])
         finally:
