@@ -85,6 +85,24 @@ def numbered(parent: Path) -> list[int]:
     return [int(path.name) for path in parent.glob("*") if re.fullmatch(r"[1-9][0-9]*", path.name)]
 
 
+@contextmanager
+def next_numbered(root: Path) -> Iterator[tuple[int, Path]]:
+    """Give the number after the highest under `root`, and a directory to fill, which gets that name if no error comes.
+
+    Raises:
+        UsageError: the root cannot be written, or another process publishes there.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"out ({root}) cannot be written: {error.strerror}") from error
+    with sole_writer(root):
+        remove_unfinished(root)
+        number = 1 + max(numbered(root), default=0)
+        with written_whole(root / str(number)) as directory:
+            yield number, directory
+
+
 def fsync(path: Path) -> None:
     """Have the disk hold a file, or a directory's entries."""
     descriptor = os.open(path, os.O_RDONLY)

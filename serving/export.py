@@ -18,7 +18,7 @@ from esr_trainer.features import ID, Features
 from esr_trainer.policy import greedy_candidates
 from esr_trainer.quotas import expert_of_position, quotas
 from esr_trainer.towers import EarlyStageRanker, Tower
-from esr_trainer.whole_directory import numbered, remove_unfinished, sha256, sole_writer, written_whole
+from esr_trainer.whole_directory import next_numbered, sha256, written_whole
 from serving import bundle
 from serving.bundle import Manifest
 from serving.export_ranker import write_ranker
@@ -75,16 +75,9 @@ def export(run: Path, root: Path, index: IndexName = "auto", min_recall: float =
     checkpoint = Checkpoint(run)
     policy = checkpoint.policy().eval()
     built = built_index(policy, checkpoint.config.candidates, index, min_recall)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"out ({root}) cannot be written: {error.strerror}") from error
-    with sole_writer(root):
-        remove_unfinished(root)
-        version = 1 + max(numbered(root), default=0)
-        with written_whole(root / str(version)) as directory:
-            write_bundle(directory, checkpoint, policy, built)
-            check_served_is_trained(directory, version, policy, checkpoint.config.candidates)
+    with next_numbered(root) as (version, directory):
+        write_bundle(directory, checkpoint, policy, built)
+        check_served_is_trained(directory, version, policy, checkpoint.config.candidates)
     return root / str(version)
 
 

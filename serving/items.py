@@ -16,7 +16,7 @@ from esr_trainer.command_line import UsageError, note
 from esr_trainer.features import ID, pad, split_values
 from esr_trainer.onnx_session import session
 from esr_trainer.table_files import read_table
-from esr_trainer.whole_directory import numbered, remove_unfinished, sha256, sole_writer, written_whole
+from esr_trainer.whole_directory import next_numbered, sha256
 from serving import bundle
 from serving.bundle import Bundle, BundleFile, Manifest, load_bundle, verified_bytes
 from serving.golden_queries import check_answers
@@ -64,14 +64,11 @@ def with_items(root: Path, add: Path | None, remove: Path | None, version: int |
     source = root / str(parent_version)
     parent = load_bundle(source, parent_version)
     change = read_change(source, parent, add, remove)
-    with sole_writer(root):
-        remove_unfinished(root)
-        next_version = 1 + max(numbered(root))
-        with written_whole(root / str(next_version)) as directory:
-            write_version(directory, source, parent, change, min_recall)
-            made = load_bundle(directory, next_version)
-            answers = made.index.pick(embed(made, made.golden["contexts"]), made.manifest.num_candidates)
-            check_answers(answers, made.golden, made.manifest.num_experts, made.manifest.recall)
+    with next_numbered(root) as (next_version, directory):
+        write_version(directory, source, parent, change, min_recall)
+        made = load_bundle(directory, next_version)
+        answers = made.index.pick(embed(made, made.golden["contexts"]), made.manifest.num_candidates)
+        check_answers(answers, made.golden, made.manifest.num_experts, made.manifest.recall)
     return root / str(next_version)
 
 

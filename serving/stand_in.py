@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from esr_trainer.command_line import UsageError
-from esr_trainer.whole_directory import numbered, remove_unfinished, sha256, sole_writer, written_whole
+from esr_trainer.whole_directory import next_numbered, sha256
 from serving import bundle
 from serving.bench_index import STAND_IN, stand_in_embeddings
 from serving.bundle import BundleFile, Manifest
@@ -53,15 +53,8 @@ def publish_stand_in(root: Path, num_items: int, num_candidates: int, index: Ind
     others = np.setdiff1d(np.arange(NUM_CONTEXTS), golden)[:512]
     built = tune(build_index(choose_kind(index, num_items), items), contexts[others], num_candidates, min_recall=0.95)
     built = measured(built, contexts[golden], num_candidates, min_recall=0.95)
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"root ({root}) cannot be written: {error.strerror}") from error
-    with sole_writer(root):
-        remove_unfinished(root)
-        version = 1 + max(numbered(root), default=0)
-        with written_whole(root / str(version)) as directory:
-            write_bundle(directory, built, contexts, golden, num_candidates, f"stand-in-{num_items}-seed-{seed}")
+    with next_numbered(root) as (version, directory):
+        write_bundle(directory, built, contexts, golden, num_candidates, f"stand-in-{num_items}-seed-{seed}")
     return root / str(version)
 
 
