@@ -1,6 +1,7 @@
 """Whatever is sent or published: a status of the contract or a refusal; never a defect, a hang or a crash."""
 
 import hashlib
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -162,3 +163,14 @@ def test_any_bundle(bundles: Path, opener: subprocess.Popen[str], tmp_path: Path
     assert opener.stdout is not None
     print(root, file=opener.stdin, flush=True)
     assert opener.stdout.readline().strip() in ("opened", "refused"), "the process died"
+
+
+@pytest.mark.slow
+def test_no_request_that_coverage_leads_to_is_a_surprise(bundles: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("atheris") is None:
+        pytest.skip("this machine's Python has no atheris")
+    command = [sys.executable, "-m", "tests.serving.coverage_fuzzer", bundles]
+    command += ["-max_total_time=20", f"-artifact_prefix={tmp_path}/"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Done " in done.stderr
