@@ -96,7 +96,7 @@ def read_ids(path: Path, known: Sequence[str]) -> set[str]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"remove ({path}) cannot be read: {error}") from error
+        raise UsageError(f"remove ({path}) cannot be read: {getattr(error, 'strerror', None) or error}") from error
     ids = {line.strip() for line in lines if line.strip()}
     if unknown := sorted(ids.difference(known)):
         raise UsageError(f"remove ({path}): {len(unknown)} ids are not among the items, such as {unknown[0][:100]}")
