@@ -1,0 +1,103 @@
+"""`python -m offline_eval runtime` and `inclusion`: what is measured without learning anything."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveInt
+from rich.table import Table
+
+from esr_trainer.command_line import Command, show
+
+
+class Runtime(Command):
+    """Time a training step against its floor, the kernels that no implementation can leave out, on one thread.
+
+    Prints milliseconds (the median of many steps, all estimators in turn) and the multiple of the floor; writes
+    runtime.json and runtime.png.
+    """
+
+    out: Path = Path("offline_eval/results")
+    """Directory of the results."""
+    repeats: PositiveInt = 50
+    """Timed steps of each row."""
+    large: bool = True
+    """Time 10,000 and 100,000 items too."""
+
+    def run(self) -> Mapping[str, Any]:
+        """Measure, print, write."""
+        import json
+        import os
+
+        os.environ["OMP_NUM_THREADS"] = "1"
+        import torch
+        from rich.console import Console
+        from rich.progress import Progress
+
+        from esr_trainer.estimators import ESTIMATORS
+        from offline_eval.plots import plot_runtime
+        from offline_eval.provenance import provenance
+        from offline_eval.runtime import LARGE, SHAPES, Timing, runtime
+
+        torch.set_num_threads(1)
+        names: list[Any] = [name for name in ESTIMATORS if name != "top1"]  # top1 is ca-swr
+        plan: list[tuple[int, tuple[tuple[int, int, int], ...], int]] = [(1000, SHAPES, self.repeats)]
+        plan += [(num_items, ((100, 1, 1),), max(3, 10 * self.repeats // (num_items // 1000))) for num_items in LARGE]
+        rows: list[Timing] = []
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task("timing", total=(len(SHAPES) + len(LARGE) * self.large) * len(names))
+            for num_items, shapes, repeats in plan[: None if self.large else 1]:
+                for row in runtime(names, shapes, num_items, repeats):
+                    rows.append(row)
+                    progress.advance(task)
+        table = Table("items", "K, L, M", "floor ms", *names, title="ms per training step (multiple of the floor)")
+        for start in range(0, len(rows), len(names)):
+            group = rows[start : start + len(names)]
+            shape = f"{group[0].num_candidates}, {group[0].num_slots}, {group[0].num_experts}"
+            cells = [f"{row.milliseconds:.2f} ({row.multiple:.1f})" for row in group]
+            table.add_row(f"{group[0].num_items:,}", shape, f"{group[0].floor_milliseconds:.2f}", *cells)
+        show(table)
+        result = {**provenance("python -m offline_eval runtime"), "rows": [row._asdict() for row in rows]}
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "runtime.json").write_text(json.dumps(result, indent=1))
+        plot_runtime(rows, self.out / "runtime.png")
+        print(f"written: {self.out / 'runtime.json'}, {self.out / 'runtime.png'}")
+        return result
+
+
+class Inclusion(Command):
+    """Compare the inclusion probabilities of the CA family with draws, for small and large quotas and sharp logits.
+
+    Prints the relative error sum_a |pi(a) - pi of the draws| / K; writes inclusion.json.
+    """
+
+    draws: Annotated[int, Field(ge=500)] = 20_000
+    """Candidate sets per row, in whole chunks of 500."""
+    items: PositiveInt = 1000
+    """N."""
+    out: Path = Path("offline_eval/results")
+    """Directory of the result."""
+
+    def run(self) -> Mapping[str, Any]:
+        """Draw, print, write."""
+        import json
+
+        from rich.console import Console
+        from rich.progress import track
+
+        from offline_eval.inclusion_error import EXPERTS, NAMES, QUOTAS, TEMPERATURES, inclusion_errors
+        from offline_eval.provenance import provenance
+
+        count = len(TEMPERATURES) * len(EXPERTS) * len(QUOTAS)
+        rows = list(track(inclusion_errors(self.items, self.draws), "drawing", count, console=Console(stderr=True)))
+        table = Table("temperature", "M", "K_m", *NAMES, title="error of inclusion probabilities, % of K")
+        for row in rows:
+            errors = [f"{100 * row.errors[name]:.2f}" for name in NAMES]
+            table.add_row(f"{row.temperature:g}", str(row.num_experts), str(row.quota), *errors)
+        show(table)
+        command = f"python -m offline_eval inclusion --draws {self.draws} --items {self.items}"
+        result = {**provenance(command), "rows": [row._asdict() for row in rows]}
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "inclusion.json").write_text(json.dumps(result, indent=1))
+        print(f"written: {self.out / 'inclusion.json'}")
+        return result
