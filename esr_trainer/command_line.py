@@ -30,6 +30,14 @@ class UsageError(ValueError):
     """What the user asked for cannot be done; the message is one line that quotes the value and the rule."""
 
 
+class Ended(Exception):
+    """A command did its work and ends with an exit code of its own, which says what it found."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"exit code {exit_code}")
+        self.exit_code = exit_code
+
+
 class Options(BaseModel):
     """Checked, immutable settings; every field's docstring is its help."""
 
@@ -49,8 +57,16 @@ class Command(Options):
     def cli_cmd(self) -> None:
         """Run the command (the name is pydantic-settings' hook)."""
         result = self.run()
-        if self.as_json and result is not None:
+        if result is None:
+            return
+        if self.as_json:
             self.print_json(result)
+        if exit_code := self.exit_code(result):
+            raise Ended(exit_code)
+
+    def exit_code(self, result: Mapping[str, Any]) -> int:
+        """What a command that did its work ends with: 0, unless its result says more than that it is there."""
+        return 0
 
     @staticmethod
     def print_json(result: Mapping[str, Any]) -> None:
@@ -102,7 +118,7 @@ def main(
         refusals: the errors whose message is for the user.
 
     Returns:
-        0, or 2 after one line on stderr when the input cannot be used.
+        0, or what the command found (`Command.exit_code`), or 2 after one line on stderr when the input cannot be used.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     settings_class = type(command.__name__, (_CommandLine, command), {"__doc__": inspect.getdoc(command)})
@@ -113,6 +129,8 @@ def main(
         return fail(one_line(error))
     except SettingsError as error:
         return fail(str(error).removeprefix("error parsing CLI: "))
+    except Ended as ended:
+        return ended.exit_code
     except refusals as error:
         return fail(str(error))
     except BrokenPipeError:  # `... | head` closed stdout: nobody is left to read the rest
@@ -153,4 +171,4 @@ def show(table: Table) -> None:
     console.print(table)
 
 
-__all__ = ["Command", "Options", "UsageError", "fail", "main", "note", "one_line", "show"]
+__all__ = ["Command", "Ended", "Options", "UsageError", "fail", "main", "note", "one_line", "show"]

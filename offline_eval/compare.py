@@ -1,26 +1,22 @@
-"""Compare checkpoints by replay: the same contexts through each, judged by policy value and paired difference.
+"""Compare checkpoints by replay: the same contexts and random numbers through each, and through its exported bundle."""
 
-Axes: C contexts, B batch.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from esr_trainer.checkpoint import Checkpoint
 from esr_trainer.command_line import UsageError
 from esr_trainer.config import TrainConfig
 from esr_trainer.environments import open_world
-from esr_trainer.policy import greedy_candidates
-from esr_trainer.policy_value import System, optimal_value, popular_candidates, replay, replay_list, uniform_value
+from esr_trainer.features import load_features
+from esr_trainer.policy_value import optimal_value, uniform_value
 from esr_trainer.system import ranker_of, system_of
-from esr_trainer.towers import EarlyStageRanker
 from esr_trainer.world import World
-from offline_eval.intervals import Estimate, bootstrap
+from offline_eval.comparison import Comparison
+from offline_eval.judging import arena_of, judge_candidate, judge_popularity, judge_reference, popular, trained
+from offline_eval.replay_gates import Bars
+from offline_eval.segments import Segment, read_segments, segments_of
+from offline_eval.served import exported, open_bundle, open_run
 
 SYSTEM_SETTINGS = ("lsr", "slot_weights", "candidates", "slate")
 """What must be the same for two checkpoints' policy values to be comparable."""
@@ -28,52 +24,88 @@ SYSTEM_SETTINGS = ("lsr", "slot_weights", "candidates", "slate")
 POPULARITY = "popularity"
 
 
-class Judged(NamedTuple):
-    """One policy's result."""
+class Question(NamedTuple):
+    """What is to be compared, and how."""
 
-    name: str
-    """Its run or checkpoint directory, or `popularity`."""
-    policy_value: Estimate
-    difference: Estimate | None
-    """Paired difference to the baseline; None for the baseline itself."""
-    permuted: Estimate | None
-    """Policy value when every context is answered as if it were another: what is lost is what the ESR knows of its
-    context. None for popularity, which knows nothing."""
-
-
-class Comparison(NamedTuple):
-    """What `compare` found."""
-
-    world: str
-    num_contexts: int
-    system: Mapping[str, str | int]
-    baseline: str
-    judged: list[Judged]
-    uniform_policy_value: float
-    optimal_policy_value: float
+    candidates: Sequence[Path]
+    """Run or checkpoint directories."""
+    baseline: Path | None = None
+    """The same, or None for one popular list for everybody."""
+    data: Path | None = None
+    """Where the world's file is now, if it was moved."""
+    overrides: Mapping[str, str | int] = {}
+    """LSR, slot weights, K or L to judge by, instead of the ones trained with."""
+    bundles: Sequence[Path] = ()
+    """The candidates' bundles, in their order; none to export each for the comparison."""
+    segments: Path | None = None
+    """A table of context features; None for those of the first candidate."""
+    bars: Bars = Bars()
+    """How high the gates are, and the column that makes the segments."""
 
 
-def compare(
-    candidates: list[Path],
-    baseline: Path | None,
-    data: Path | None = None,
-    overrides: Mapping[str, str | int] | None = None,
-) -> Comparison:
-    """Replay every context of the runs' world through each checkpoint.
+def compare(question: Question, advance: Callable[[str], None] = lambda doing: None) -> Comparison:
+    """Replay every context of the runs' world through each checkpoint and each candidate's bundle, and judge.
 
     Args:
-        candidates: run or checkpoint directories.
-        baseline: the same, or None for one popular list for everybody.
-        data: where the world's file is now, if it was moved.
-        overrides: LSR, slot weights, K or L to judge by, instead of the ones trained with.
+        question: what to compare.
+        advance: called with what is done next: once at the start, then once for each candidate.
 
     Raises:
-        UsageError: a checkpoint cannot be read, or they were not made for the same world and system.
+        UsageError: a checkpoint or bundle cannot be read, or they were not made for the same world and system.
     """
-    paths = [*([baseline] if baseline else []), *candidates]
-    checkpoints = [Checkpoint(path) for path in paths]
+    check_question(question)
+    advance("the world and the baseline")
+    paths = [*([question.baseline] if question.baseline else []), *question.candidates]
+    checkpoints = [open_run(path) for path in paths]
+    settings, config = same_system(paths, checkpoints, question.overrides)
+    world = world_of(config, question.data, checkpoints[0], paths[0])
+    ranker = ranker_of(config, world) if "lsr" in question.overrides else checkpoints[0].ranker()
+    system = system_of(config, world, ranker)
+    popularity = baseline = popular(world, system, POPULARITY)
+    if question.baseline:
+        baseline = trained(world, system, str(question.baseline), checkpoints[0].policy())
+    segments = segments_asked(question, checkpoints[-1], world)
+    arena = arena_of(world, system, baseline, segments, len(question.candidates))
+    judged = [judge_popularity(arena, popularity)]
+    if question.baseline:
+        judged.append(judge_reference(arena, baseline))
+    for position, path in enumerate(question.candidates):
+        advance(str(path))
+        retriever = open_bundle(question.bundles[position]) if question.bundles else exported(path)
+        policy = checkpoints[len(paths) - len(question.candidates) + position].policy()
+        judged.append(judge_candidate(arena, question.bars, str(path), policy, retriever))
+    return Comparison(
+        world=world.description,
+        num_contexts=world.num_contexts,
+        system=settings,
+        baseline=baseline.name,
+        confidence=arena.confidence,
+        segmented_by=question.bars.segmented_by,
+        segment_confidence=arena.segment_confidence if segments else None,
+        judged=tuple(judged),
+        uniform_policy_value=uniform_value(world, system),
+        optimal_policy_value=optimal_value(world, system),
+    )
+
+
+def check_question(question: Question) -> None:
+    """Refuse options that do not fit together."""
+    given, wanted = len(question.bundles), len(question.candidates)
+    if given not in (0, wanted):
+        raise UsageError(f"bundle ({given} given) must be one for each candidate ({wanted}), in their order")
+    if question.segments and question.bars.segmented_by is None:
+        raise UsageError(f"segments ({question.segments}) needs --by, the column that makes the segments")
+
+
+def same_system(
+    paths: Sequence[Path], checkpoints: Sequence[Checkpoint], overrides: Mapping[str, str | int]
+) -> tuple[dict[str, str | int], TrainConfig]:
+    """The system that all checkpoints are judged in, and the first's settings with it.
+
+    Raises:
+        UsageError: they were trained in different worlds, or for different systems and none was chosen.
+    """
     first = checkpoints[0]
-    overrides = overrides or {}
     settings = {name: overrides.get(name, setting(first, name)) for name in SYSTEM_SETTINGS}
     for path, checkpoint in zip(paths, checkpoints, strict=True):
         if checkpoint.description.world_fingerprint != first.description.world_fingerprint:
@@ -82,14 +114,7 @@ def compare(
             if (found := setting(checkpoint, name)) != settings[name]:
                 option = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{path} has {name} {found}, {paths[0]} {settings[name]}; choose one with {option}")
-    config = TrainConfig.model_validate({**first.config.model_dump(), **overrides, "device": "cpu"})
-    world = open_world(config.environment, data or config.data, config.world_seed, config.contexts, config.items)
-    if world.fingerprint != first.description.world_fingerprint:
-        raise UsageError(f"data ({data or config.data}) is not what {paths[0]} was trained on; name it with --data")
-    if config.candidates > world.num_items:
-        raise UsageError(f"candidates ({config.candidates}) exceeds the data's {world.num_items} items")
-    system = system_of(config, world, ranker_of(config, world) if "lsr" in overrides else first.ranker())
-    return judge(world, system, settings, paths, [checkpoint.policy() for checkpoint in checkpoints], baseline)
+    return settings, TrainConfig.model_validate({**first.config.model_dump(), **overrides, "device": "cpu"})
 
 
 def setting(checkpoint: Checkpoint, name: str) -> str | int:
@@ -99,47 +124,25 @@ def setting(checkpoint: Checkpoint, name: str) -> str | int:
     return f"of SHA-256 {ranker.sha256}" if ranker else found
 
 
-def judge(
-    world: World,
-    system: System,
-    settings: Mapping[str, str | int],
-    paths: list[Path],
-    policies: list[EarlyStageRanker],
-    baseline: Path | None,
-) -> Comparison:
-    """Value each policy on the world; the first is the baseline when one was named, else popularity is."""
-    popular = popular_candidates(world, system)
-    popularity = replay_list(world, system, popular).numpy()
-    values = [replay_greedy(world, system, policy, torch.arange(world.num_contexts)) for policy in policies]
-    reference = values[0] if baseline else popularity
-    shuffled = torch.randperm(world.num_contexts, generator=torch.Generator().manual_seed(0))
-    judged = [Judged(POPULARITY, bootstrap(popularity), bootstrap(popularity - reference) if baseline else None, None)]
-    for position, (path, policy, value) in enumerate(zip(paths, policies, values, strict=True)):
-        is_baseline = baseline is not None and position == 0
-        judged.append(
-            Judged(
-                name=str(path),
-                policy_value=bootstrap(value),
-                difference=None if is_baseline else bootstrap(value - reference),
-                permuted=bootstrap(replay_greedy(world, system, policy, shuffled)),
-            )
-        )
-    return Comparison(
-        world=world.description,
-        num_contexts=world.num_contexts,
-        system=settings,
-        baseline=str(baseline or POPULARITY),
-        judged=judged,
-        uniform_policy_value=uniform_value(world, system),
-        optimal_policy_value=optimal_value(world, system),
-    )
+def world_of(config: TrainConfig, data: Path | None, checkpoint: Checkpoint, path: Path) -> World:
+    """The world that a checkpoint was trained in.
+
+    Raises:
+        UsageError: the data is gone or another's, or has fewer than K items.
+    """
+    world = open_world(config.environment, data or config.data, config.world_seed, config.contexts, config.items)
+    if world.fingerprint != checkpoint.description.world_fingerprint:
+        raise UsageError(f"data ({data or config.data}) is not what {path} was trained on; name it with --data")
+    if config.candidates > world.num_items:
+        raise UsageError(f"candidates ({config.candidates}) exceeds the data's {world.num_items} items")
+    return world
 
 
-def replay_greedy(world: World, system: System, policy: EarlyStageRanker, answered_as: Tensor) -> np.ndarray:
-    """The expected weighted reward of every context, (C,), when context c is answered as `answered_as[c]`."""
-
-    def choose(contexts: Tensor) -> Tensor:
-        return greedy_candidates(policy(answered_as[contexts]), system.num_candidates)
-
-    with torch.no_grad():
-        return replay(world, system, choose).numpy()
+def segments_asked(question: Question, checkpoint: Checkpoint, world: World) -> list[Segment]:
+    """The segments that were asked for, by a table's column or by one of the run's own context features."""
+    column = question.bars.segmented_by
+    if column is None:
+        return []
+    if question.segments:
+        return read_segments(question.segments, column, world.context_ids)
+    return segments_of(load_features(checkpoint.directory, "context"), column)

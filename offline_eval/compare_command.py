@@ -2,27 +2,42 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from pydantic_settings import CliPositionalArg
-from rich.table import Table
 
-from esr_trainer.command_line import Command, note, show
-from esr_trainer.config import LateStageRankerName, SlotWeightsName
+from esr_trainer.command_line import Command, note
+from esr_trainer.config import LateStageRankerName, NonNegative, SlotWeightsName
+
+if TYPE_CHECKING:  # torch is not loaded for --help
+    from offline_eval.compare import Question
 
 
 class Compare(Command):
-    """Replay the users of the runs' world through each checkpoint: policy value, 95 % interval, paired difference.
+    """Judge checkpoints by replay: the users of the runs' world through each checkpoint and through its bundle.
 
-    Beside them: one popular list for everybody, random candidates, the optimum, and each checkpoint with its contexts
-    permuted, which shows how much of its value comes from knowing the user.
+    Prints policy value, paired difference to the baseline, what the lists are like, the gates, and a verdict for each
+    candidate; exits with 0 (promote), 3 (hold) or 4 (reject), of several candidates the best one's. Beside them: one
+    popular list for everybody, random candidates, the optimum, and each checkpoint with its contexts permuted, which
+    shows how much of its value comes from knowing the user.
     """
 
     candidate: CliPositionalArg[list[Path]]
     """Run or checkpoint directories to judge."""
     baseline: Path | None = None
     """Run or checkpoint directory that they are compared with; default one popular list for everybody."""
+    bundle: tuple[Path, ...] = ()
+    """The candidate's bundle or bundle root (its highest version), once for each candidate; default each candidate is
+    exported for the comparison."""
+    margin: NonNegative = 0.0
+    """Least gain that is worth a promotion: the whole interval of the difference must lie above it."""
+    by: str | None = None
+    """Column of the context features by whose values contexts are judged apart: no segment may surely lose."""
+    segments: Path | None = None
+    """CSV or Parquet with that column (first column the context's id); default the features of the first candidate."""
+    min_recall: float = Field(default=0.95, ge=0, le=1)
+    """The least share of the trained candidates that a bundle with an approximate index must serve."""
     data: Path | None = None
     """Where the world's file is now, if it was moved since training."""
     lsr: LateStageRankerName | Path | None = None
@@ -35,37 +50,37 @@ class Compare(Command):
     """Judge with this L."""
 
     def run(self) -> Mapping[str, Any]:
-        """Compare, and print a table."""
-        from offline_eval.compare import SYSTEM_SETTINGS, compare
+        """Compare, and print tables and the verdict."""
+        from rich.console import Console
+        from rich.progress import Progress
 
-        overrides = self.model_dump(mode="json", include=set(SYSTEM_SETTINGS), exclude_none=True)
-        found = compare(self.candidate, self.baseline, self.data, overrides)
+        from offline_eval.compare import compare
+        from offline_eval.comparison_tables import show_comparison
+
+        with Progress(console=Console(stderr=True)) as progress:
+            task = progress.add_task("", total=1 + len(self.candidate), completed=-1)
+            found = compare(self.question(), lambda doing: progress.update(task, advance=1, description=doing))
+            progress.update(task, advance=1, description="judged")
         note(f"world: {found.world}")
         note(f"system: {', '.join(f'{name} {value}' for name, value in found.system.items())}")
-        table = Table("policy", "policy value", "95 % interval", f"minus {found.baseline}", "95 % interval", "permuted")
-        table.title = f"expected reward over {found.num_contexts} contexts"
-        table.add_row("uniform", f"{found.uniform_policy_value:.4f}", "", "", "", "")
-        for judged in found.judged:
-            value, difference, permuted = judged.policy_value, judged.difference, judged.permuted
-            table.add_row(
-                judged.name,
-                f"{value.mean:.4f}",
-                f"{value.low:.4f} to {value.high:.4f}",
-                f"{difference.mean:+.4f}" if difference else "",
-                f"{difference.low:+.4f} to {difference.high:+.4f}" if difference else "baseline",
-                f"{permuted.mean:.4f}" if permuted else "",
-            )
-        table.add_row("optimum", f"{found.optimal_policy_value:.4f}", "", "", "", "")
-        show(table)
-        return {
-            **found._asdict(),
-            "judged": [
-                {
-                    "name": judged.name,
-                    "policy_value": judged.policy_value._asdict(),
-                    "difference": judged.difference._asdict() if judged.difference else None,
-                    "permuted": judged.permuted._asdict() if judged.permuted else None,
-                }
-                for judged in found.judged
-            ],
-        }
+        show_comparison(found)
+        return found.as_json()
+
+    def exit_code(self, result: Mapping[str, Any]) -> int:
+        """The best candidate's."""
+        return int(result["exit_code"])
+
+    def question(self) -> "Question":
+        """What was asked."""
+        from offline_eval.compare import SYSTEM_SETTINGS, Question
+        from offline_eval.replay_gates import Bars
+
+        return Question(
+            candidates=self.candidate,
+            baseline=self.baseline,
+            data=self.data,
+            overrides=self.model_dump(mode="json", include=set(SYSTEM_SETTINGS), exclude_none=True),
+            bundles=self.bundle,
+            segments=self.segments,
+            bars=Bars(self.margin, self.min_recall, self.by),
+        )

@@ -46,6 +46,7 @@ def test_real_labels_from_training_to_verdict(shared: Path, tmp_path: Path) -> N
 
     judged = run_module("offline_eval", "compare", trained, "--baseline", untrained, "--json")
     assert judged.returncode == 0, judged.stderr
+    assert "verdict: promote" in judged.stdout
     result = last_json(judged.stdout)
     popularity_row, untrained_row, trained_row = result["judged"]
     assert abs(trained_row["policy_value"]["mean"] - float(value.mean())) < 1e-3

@@ -17,7 +17,7 @@ from esr_trainer.learning_rate import greedy_propensity
 from esr_trainer.policy_value import optimal_value, popularity_value, uniform_value
 from esr_trainer.system import system_of
 from esr_trainer.training import greedy_values, prepare, take_step
-from offline_eval.compare import compare
+from offline_eval.compare import Question, compare
 
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
 SMALL = ["--environment", "synthetic", "--candidates", "6", "--batch", "32", "--experts", "2"]
@@ -38,7 +38,7 @@ def test_a_run_learns_resumes_and_is_opened_without_its_device(device: str, esti
     system = system_of(checkpoint.config.model_copy(update={"device": "cpu"}), world)
     value = greedy_values(world, system, checkpoint.policy()).mean()
     assert float(value) == pytest.approx(metrics["policy_value"], abs=1e-3)
-    assert compare([halves], None).judged[1].policy_value.mean == pytest.approx(float(value), abs=1e-5)
+    assert compare(Question([halves])).judged[1].policy_value.mean == pytest.approx(float(value), abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from esr_trainer.config import TrainConfig
 from esr_trainer.replicas import mean_over_seeds, prepare_replicas
 from esr_trainer.run import train, train_side_by_side
 from esr_trainer.training import NonFiniteLossError, prepare
-from offline_eval.compare import compare
+from offline_eval.compare import Question, compare
 from serving.export import export
 from tests.conftest import last_json
 
@@ -103,7 +103,7 @@ def test_what_is_printed_and_who_can_open_it(tmp_path: Path, capsys: pytest.Capt
     assert "8/8 steps" in printed.err
     row = json.loads((out / "seed-4" / "metrics.jsonl").read_text())
     assert row["policy_value"] == values[1]
-    assert len(compare([out / "seed-3", out / "seed-4"], None).judged) == 3
+    assert len(compare(Question([out / "seed-3", out / "seed-4"])).judged) == 3
     assert export(out / "seed-4", tmp_path / "bundles").is_dir()
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from offline_eval.intervals import Estimate
-from offline_eval.verdict import EXIT_CODES, Gate, judge
+from offline_eval.verdict import EXIT_CODES, Gate, best_of, corrected_confidence, judge
 
 GAIN = Estimate(0.3, 0.1, 0.5)
 UNKNOWN = Estimate(0.1, -0.1, 0.3)
@@ -33,3 +33,16 @@ def test_interval_and_gates_decide(difference, gates, margin, decision, said):
 
 def test_every_decision_has_its_own_exit_code_and_none_is_that_of_unusable_input():
     assert EXIT_CODES == {"promote": 0, "hold": 3, "reject": 4}
+
+
+def test_the_best_of_several_is_by_decision_and_then_by_difference():
+    promoted, better = judge(GAIN, [MET]), judge(Estimate(0.4, 0.1, 0.6), [MET])
+    held, rejected = judge(Estimate(0.9, -0.1, 2.0), [MET]), judge(Estimate(2.0, 1.0, 3.0), [SKEWED])
+    assert best_of([rejected, held, promoted, better]) == 3
+    assert best_of([rejected, held]) == 1
+    assert best_of([promoted]) == 0
+
+
+@pytest.mark.parametrize(("comparisons", "confidence"), [(1, 0.95), (2, 0.975), (10, 0.995)])
+def test_the_error_is_shared_out_among_the_comparisons(comparisons, confidence):
+    assert corrected_confidence(comparisons) == pytest.approx(confidence)
