@@ -15,7 +15,7 @@ from serving.errors import ServingError
 from serving.gate import Gate
 from serving.security import BearerToken, credentials, read_token
 from serving.server_options import ServerOptions
-from serving.telemetry import Telemetry
+from serving.telemetry import Guard, Telemetry
 from serving.wire import admin_pb2_grpc
 
 CHANNEL = (
@@ -94,7 +94,7 @@ async def administration(
 @asynccontextmanager
 async def private_administration(path: Path, service: admin_pb2_grpc.AdminServiceServicer) -> AsyncIterator[None]:
     """esr.v1.AdminService on a Unix socket within the block: who may enter the socket's directory may call it."""
-    server = grpc.aio.server()
+    server = grpc.aio.server(interceptors=[Guard()])
     admin_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
     server.add_insecure_port(f"unix:{path}")
     await server.start()

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import grpc
@@ -15,8 +16,10 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health
 
 from serving.access_log import AccessLog, Line
+from serving.errors import OverloadedError, ServingError
 from serving.gate import Gate
 from serving.metrics import REQUESTS, STAGE_SECONDS
+from serving.refusals import refuse
 
 Parse = Callable[[bytes], Any]
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
@@ -24,6 +27,8 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # quoted: the real class
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
 
 log = logging.getLogger(__name__)
+
+_rejected_seconds = STAGE_SECONDS.labels("rejected")
 
 
 class Facts:
@@ -50,18 +55,10 @@ def describe_call(request_id: str = "", model_version: int = 0) -> None:
         facts.model_version = model_version
 
 
-class _Count(Protocol):
-    def inc(self) -> None: ...
+class Guard(grpc.aio.ServerInterceptor):
+    """Keeps surprises in, and ends refused calls with their status."""
 
-
-class Telemetry(grpc.aio.ServerInterceptor):
-    """Times, counts and logs calls; the outermost interceptor, so that refusals of the others are seen too."""
-
-    def __init__(self, access_log: AccessLog, gate: Gate) -> None:
-        self._access_log = access_log
-        self._gate = gate
-        self._seconds = STAGE_SECONDS.labels("handler")
-        self._counts: dict[tuple[str, str], _Count] = {}
+    def __init__(self) -> None:
         self._handlers: dict[tuple[str, Handler], Handler] = {}
 
     async def intercept_service(
@@ -71,21 +68,50 @@ class Telemetry(grpc.aio.ServerInterceptor):
     ) -> Any:
         """Wrap the method's handler, once per handler."""
         handler = await continuation(handler_call_details)
-        if handler is None:
-            self._count("unknown", "UNIMPLEMENTED")  # not the caller's own word: it could make any number of series
-            return None
-        if handler.unary_unary is None:
+        if handler is None or handler.unary_unary is None:
             return handler
         key = (handler_call_details.method, handler)
         wrapped = self._handlers.get(key)
         if wrapped is None:
-            wrapped = self._handlers[key] = self._wrap(handler_call_details.method.lstrip("/"), handler)
+            around = self._around(handler_call_details.method.lstrip("/"), handler)
+            # bytes: what cannot be parsed would be answered by gRPC with UNKNOWN and Python's names
+            wrapped = grpc.unary_unary_rpc_method_handler(around, bytes, handler.response_serializer)
+            self._handlers[key] = wrapped
         return wrapped
 
-    def _wrap(self, method: str, handler: Handler) -> Handler:
+    def _around(self, method: str, handler: Handler) -> Behaviour:
+        """What a method's calls pass."""
         behaviour: Behaviour = handler.unary_unary  # type: ignore[assignment]  # of an aio server
-        parse: Parse = handler.request_deserializer or bytes
+        return partial(kept_from_surprises, behaviour, handler.request_deserializer or bytes)
 
+
+class _Count(Protocol):
+    def inc(self) -> None: ...
+
+
+class Telemetry(Guard):
+    """Times, counts and logs calls; the outermost interceptor, so that refusals of the others are seen too."""
+
+    def __init__(self, access_log: AccessLog, gate: Gate) -> None:
+        super().__init__()
+        self._access_log = access_log
+        self._gate = gate
+        self._seconds = STAGE_SECONDS.labels("handler")
+        self._counts: dict[tuple[str, str], _Count] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Continuation,
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the method's handler, once per handler; a method that there is not is counted too."""
+        wrapped = await super().intercept_service(continuation, handler_call_details)
+        if wrapped is None:
+            self._count("unknown", "UNIMPLEMENTED")  # not the caller's own word: it could make any number of series
+        return wrapped
+
+    def _around(self, method: str, handler: Handler) -> Behaviour:
+        guarded = super()._around(method, handler)
         gate = Gate() if method.startswith(health.SERVICE_NAME) else self._gate  # health is told to the end
 
         async def watched(request: Any, context: Any) -> Any:
@@ -98,7 +124,7 @@ class Telemetry(grpc.aio.ServerInterceptor):
                     await gate.knock()
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is draining")
                 with gate:
-                    return await kept_from_surprises(behaviour, parse, request, context)
+                    return await guarded(request, context)
             except BaseException as error:
                 code = code_of(error, context)
                 raise
@@ -110,11 +136,7 @@ class Telemetry(grpc.aio.ServerInterceptor):
                     Line(came, method, code, seconds, context.peer(), facts.request_id, facts.model_version)
                 )
 
-        return grpc.unary_unary_rpc_method_handler(
-            watched,
-            bytes,  # what cannot be parsed would be answered by gRPC with UNKNOWN and Python's names
-            handler.response_serializer,
-        )
+        return watched
 
     def _count(self, method: str, code: str) -> None:
         count = self._counts.get((method, code))
@@ -124,7 +146,10 @@ class Telemetry(grpc.aio.ServerInterceptor):
 
 
 async def kept_from_surprises(behaviour: Behaviour, parse: Parse, content: bytes, context: Any) -> Any:
-    """Run a handler unless the call's deadline has passed; an error that it did not foresee goes to the log alone."""
+    """Run a handler unless the call's deadline has passed.
+
+    A refusal ends the call with its status; an error that the handler did not foresee goes to the log alone.
+    """
     left = context.time_remaining()
     if left is not None and left <= 0:
         await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before work began")
@@ -132,10 +157,15 @@ async def kept_from_surprises(behaviour: Behaviour, parse: Parse, content: bytes
         request = parse(content)
     except DecodeError:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the request ({len(content)} bytes) is no such message")
+    start = time.monotonic()
     try:
         return await behaviour(request, context)
     except (grpc.aio.AbortError, asyncio.CancelledError):
         raise
+    except ServingError as error:
+        if isinstance(error, OverloadedError):
+            _rejected_seconds.observe(time.monotonic() - start)
+        await refuse(context, error)
     except Exception:
         log.exception("a call failed")
         await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has it")

@@ -27,7 +27,6 @@ from serving.errors import BundleCorruptError, BundleUnusableError, NotServingEr
 from serving.listening import administration, joined, metrics_endpoint, reserve
 from serving.server import Started, Worker, run, serve, stop_signals
 from serving.server_options import ServerOptions
-from serving.service import refuse
 from serving.versions import Chosen
 from serving.wire import admin_pb2, admin_pb2_grpc
 
@@ -190,7 +189,7 @@ class FanOutAdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[m
         async with self._changing:
             listing = await self.ListVersions(admin_pb2.ListVersionsRequest(), context)
             if not listing.previous_version:
-                await refuse(context, BundleUnusableError("no version was active before this one"))
+                raise BundleUnusableError("no version was active before this one")
             answer = await self._switch(Chosen(listing.previous_version, follows_latest=False), context)
             return admin_pb2.RollBackResponse(version=answer.version)
 
@@ -209,7 +208,7 @@ class FanOutAdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[m
         # A worker that could not be reached has died just now: it comes back with what was chosen.
         living = [answer for answer in answers if not isinstance(answer, BaseException)]
         if not living:
-            await refuse(context, NotServingError("no worker answers"))
+            raise NotServingError("no worker answers")
         return living
 
 
