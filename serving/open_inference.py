@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from serving.batch_answer import combined, queries_of
+from serving.current_call import describe_call
 from serving.dispatcher import Dispatcher
 from serving.errors import NotServingError, UnknownModelError, UnknownVersionError, quoted
 from serving.health import Health
@@ -16,7 +17,6 @@ from serving.inference_tensors import INPUT_SHAPES, OUTPUTS, read_query, write_a
 from serving.messages import remaining
 from serving.query import Answer
 from serving.retriever import Retriever
-from serving.telemetry import describe_call
 from serving.versions import Versions
 from serving.wire import open_inference_pb2, open_inference_pb2_grpc
 
@@ -72,6 +72,7 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):  #
         describe_call(request.id, retriever.bundle.version)
         asked = read_query(request)
         queries = queries_of(retriever, asked.context_ids, asked.num_candidates)
+        describe_call(request.id, retriever.bundle.version, num_queries=len(queries))
         self._dispatcher.admit(len(queries))
         deadline = time.monotonic() + remaining(context.time_remaining())
         answers = [self._dispatcher.submit(retriever, query, as_it_is, deadline) for query in queries]

@@ -8,13 +8,13 @@ from typing import Any
 import grpc
 
 from serving.batch_answer import MAX_CANDIDATES
+from serving.current_call import describe_call
 from serving.dispatcher import Dispatcher
 from serving.errors import InvalidRequestError, ServingError, UnsupportedError
 from serving.feedback import FeedbackRecorder, feedback_of
 from serving.messages import query_of, remaining, response_of, result_field
 from serving.refusals import status_of
 from serving.retriever import Retriever
-from serving.telemetry import describe_call
 from serving.versions import Versions
 from serving.wire import retrieval_pb2
 
@@ -43,7 +43,7 @@ class RetrievalService:
     async def retrieve(self, request: Any, context: Context) -> bytes:
         """Pick or draw the candidates of one context; the response comes serialized."""
         retriever = self.versions.current()
-        describe_call(request.request_id, retriever.bundle.version)
+        describe_call(request.request_id, retriever.bundle.version, request.num_candidates, 1)
         self.dispatcher.admit(1)
         deadline = time.monotonic() + remaining(context.time_remaining())
         return await self.submit(retriever, request, deadline)
@@ -63,7 +63,7 @@ class RetrievalService:
                 "requests", f"({total} candidates together) must ask for {MAX_CANDIDATES} at most"
             )
         retriever = self.versions.current()
-        describe_call(model_version=retriever.bundle.version)
+        describe_call(model_version=retriever.bundle.version, num_queries=len(request.requests))
         self.dispatcher.admit(len(request.requests))
         deadline = time.monotonic() + remaining(context.time_remaining())
         waiting: list[asyncio.Future[bytes] | ServingError] = []

@@ -1,4 +1,4 @@
-"""What every call passes at the server's edge: it is timed, counted and logged, and no surprise of the code gets out.
+"""What every call passes at the server's edge: it is timed, counted and reported, and no surprise of the code gets out.
 
 Calls with one request and one answer are covered; streams (health Watch, reflection) pass as they are.
 """
@@ -7,7 +7,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
@@ -15,11 +14,13 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health
 
-from serving.access_log import AccessLog, Line
+from serving.access_log import Line
+from serving.current_call import Facts, begin_call
 from serving.errors import OverloadedError, ServingError
 from serving.gate import Gate
 from serving.metrics import REQUESTS, STAGE_SECONDS
 from serving.refusals import refuse
+from serving.reports import Reports
 
 Parse = Callable[[bytes], Any]
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
@@ -29,30 +30,6 @@ Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler
 log = logging.getLogger(__name__)
 
 _rejected_seconds = STAGE_SECONDS.labels("rejected")
-
-
-class Facts:
-    """What a handler tells of its call for the access log."""
-
-    __slots__ = ("model_version", "request_id")
-
-    def __init__(self) -> None:
-        self.request_id = ""
-        self.model_version = 0
-
-
-_facts: ContextVar[Facts] = ContextVar("facts")
-
-
-def describe_call(request_id: str = "", model_version: int = 0) -> None:
-    """Tell the access log the request id and the version that answers the current call.
-
-    Outside of a call, as in a unit test of a handler, nothing happens.
-    """
-    facts = _facts.get(None)
-    if facts is not None:
-        facts.request_id = request_id
-        facts.model_version = model_version
 
 
 class Guard(grpc.aio.ServerInterceptor):
@@ -90,11 +67,11 @@ class _Count(Protocol):
 
 
 class Telemetry(Guard):
-    """Times, counts and logs calls; the outermost interceptor, so that refusals of the others are seen too."""
+    """Times, counts, logs and traces calls; the outermost interceptor, so that refusals of the others are seen too."""
 
-    def __init__(self, access_log: AccessLog, gate: Gate) -> None:
+    def __init__(self, reports: Reports, gate: Gate) -> None:
         super().__init__()
-        self._access_log = access_log
+        self._reports = reports
         self._gate = gate
         self._seconds = STAGE_SECONDS.labels("handler")
         self._counts: dict[tuple[str, str], _Count] = {}
@@ -112,12 +89,14 @@ class Telemetry(Guard):
 
     def _around(self, method: str, handler: Handler) -> Behaviour:
         guarded = super()._around(method, handler)
-        gate = Gate() if method.startswith(health.SERVICE_NAME) else self._gate  # health is told to the end
+        is_health = method.startswith(health.SERVICE_NAME)
+        gate = Gate() if is_health else self._gate  # health is told to the end
+        access_log, traces = self._reports.access_log, None if is_health else self._reports.traces
 
         async def watched(request: Any, context: Any) -> Any:
-            facts = Facts()
-            _facts.set(facts)
-            came, start = time.time(), time.perf_counter()
+            facts = Facts(keeps_stages=traces is not None)
+            begin_call(facts)
+            came, start = time.time(), time.monotonic()
             code = "OK"
             try:
                 if not gate.is_open:
@@ -129,12 +108,12 @@ class Telemetry(Guard):
                 code = code_of(error, context)
                 raise
             finally:
-                seconds = time.perf_counter() - start
+                seconds = time.monotonic() - start
                 self._seconds.observe(seconds)
                 self._count(method, code)
-                self._access_log.add(
-                    Line(came, method, code, seconds, context.peer(), facts.request_id, facts.model_version)
-                )
+                access_log.add(Line(came, method, code, seconds, context.peer(), facts.request_id, facts.model_version))
+                if traces is not None:
+                    traces.record(method, code, start, context.invocation_metadata() or (), facts)
 
         return watched
 
