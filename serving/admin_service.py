@@ -1,19 +1,15 @@
 """esr.v1.AdminService of one process: from messages to its versions and back."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
-from serving.errors import InvalidRequestError, ServingError
-from serving.service import refuse
+from serving.errors import InvalidRequestError
 from serving.versions import Versions, VersionStatus
 from serving.wire import admin_pb2, admin_pb2_grpc
 
 ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
-
-Result = TypeVar("Result")
 
 
 class AdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]
@@ -24,7 +20,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]
 
     async def ListVersions(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         """List the versions under the bundle root."""
-        states = await in_thread(context, self.versions.states)
+        states = await asyncio.to_thread(self.versions.states)
         active, previous = self.versions.active, self.versions.previous
         return admin_pb2.ListVersionsResponse(
             versions=[message(status) for status in states],
@@ -36,26 +32,18 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]
     async def LoadVersion(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         """Load a version beside the active one."""
         if not request.version:
-            await refuse(context, InvalidRequestError("version", "(0) must be at least 1"))
-        status = await in_thread(context, lambda: self.versions.load(request.version))
+            raise InvalidRequestError("version", "(0) must be at least 1")
+        status = await asyncio.to_thread(self.versions.load, request.version)
         return admin_pb2.LoadVersionResponse(version=message(status))
 
     async def ActivateVersion(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         """Switch to a version."""
-        status = await in_thread(context, lambda: self.versions.activate(request.version, request.follow_latest))
+        status = await asyncio.to_thread(self.versions.activate, request.version, request.follow_latest)
         return admin_pb2.ActivateVersionResponse(version=message(status))
 
     async def RollBack(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         """Switch back to the version before."""
-        return admin_pb2.RollBackResponse(version=message(await in_thread(context, self.versions.roll_back)))
-
-
-async def in_thread(context: grpc.aio.ServicerContext[Any, Any], work: Callable[[], Result]) -> Result:
-    """Work beside the event loop; a refusal ends the call."""
-    try:
-        return await asyncio.to_thread(work)
-    except ServingError as error:
-        await refuse(context, error)
+        return admin_pb2.RollBackResponse(version=message(await asyncio.to_thread(self.versions.roll_back)))
 
 
 def message(status: VersionStatus) -> Any:

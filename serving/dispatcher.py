@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from serving.current_call import Stage, stages_of_call
 from serving.errors import DeadlinePassedError, InternalError, OverloadedError, ServingError
 from serving.grouping_thread import GroupingThread
 from serving.metrics import IN_FLIGHT, REJECTED, STAGE_SECONDS
@@ -44,6 +45,8 @@ class Work(NamedTuple):
     """time.monotonic()."""
     deadline: float
     """time.monotonic() after which nobody waits."""
+    stages: list[Stage] | None
+    """Where its call's stages are kept, if they are."""
 
 
 class Dispatcher:
@@ -68,7 +71,8 @@ class Dispatcher:
 
     def submit(self, retriever: Retriever, query: Query, encode: Encode, deadline: float) -> asyncio.Future[Any]:
         """Queue an admitted query; the future's result is the encoded answer, its exception a ServingError."""
-        result = self._thread.submit(Work(retriever, query, encode, time.monotonic(), deadline))
+        work = Work(retriever, query, encode, time.monotonic(), deadline, stages_of_call())
+        result = self._thread.submit(work)
         self.in_flight += 1
         IN_FLIGHT.inc()
         result.add_done_callback(self._leave)
@@ -97,11 +101,21 @@ def answer_group(group: Sequence[Work]) -> list[Any]:
     for retriever in {id(group[number].retriever): group[number].retriever for number in in_time}.values():
         numbers = [number for number in in_time if group[number].retriever is retriever]
         outcomes |= dict(zip(numbers, answer_same([group[number] for number in numbers]), strict=True))
+    end = time.monotonic()
     for work in group:
         _queue_seconds.observe(start - work.admitted)
-    _compute_seconds.observe(time.monotonic() - start)
+    _compute_seconds.observe(end - start)
+    keep_stages(group, start, end)
     late = DeadlinePassedError("the deadline passed before the query's turn came")
     return [outcomes.get(number, late) for number in range(len(group))]
+
+
+def keep_stages(group: Sequence[Work], start: float, end: float) -> None:
+    """Tell the calls that keep their stages of a group, each once: a batch has many queries in it."""
+    keeping = [(work.stages, work.admitted) for work in group if work.stages is not None]
+    for stages, admitted in {id(kept[0]): kept for kept in reversed(keeping)}.values():
+        stages.append(Stage("queue", admitted, start, len(group)))
+        stages.append(Stage("compute", start, end, len(group)))
 
 
 def answer_same(group: Sequence[Work]) -> list[Any]:

@@ -20,6 +20,7 @@ from esr_trainer.feedback_log import (
     Shown,
     check,
 )
+from serving.current_call import Stage, stages_of_call
 from serving.errors import AlreadyRecordedError, InvalidRequestError, NotServingError, OverloadedError
 from serving.grouping_thread import GroupingThread
 from serving.metrics import REJECTED, STAGE_SECONDS
@@ -59,10 +60,13 @@ class FeedbackRecorder:
             _overloaded.inc()
             raise OverloadedError(f"{self._waiting} records wait for the feedback log", RETRY_SECONDS)
         self._waiting += 1
+        start, stages = time.monotonic(), stages_of_call()
         submitted = self._thread.submit(feedback)
         submitted.add_done_callback(self._leave)
         # not cancelled with its caller: it may be in the middle of a commit, and is worth keeping
         outcome = await asyncio.shield(submitted)
+        if stages is not None:
+            stages.append(Stage("feedback", start, time.monotonic(), 1))
         if outcome is Outcome.CONFLICT:
             raise AlreadyRecordedError(f"request_id ({feedback.shown.request_id}): other feedback was recorded for it")
         return outcome is Outcome.NEW

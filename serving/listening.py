@@ -9,13 +9,13 @@ import grpc
 import prometheus_client
 from grpc_reflection.v1alpha import reflection
 
-from serving.access_log import AccessLog
 from serving.admin_service import ADMIN
 from serving.errors import ServingError
 from serving.gate import Gate
+from serving.reports import Reports
 from serving.security import BearerToken, credentials, read_token
 from serving.server_options import ServerOptions
-from serving.telemetry import Telemetry
+from serving.telemetry import Guard, Telemetry
 from serving.wire import admin_pb2_grpc
 
 CHANNEL = (
@@ -40,12 +40,12 @@ def joined(host: str, port: int) -> str:
 
 
 def new_server(
-    options: ServerOptions, access_log: AccessLog, gate: Gate, token_file: Path | None, shares_port: bool = False
+    options: ServerOptions, reports: Reports, gate: Gate, token_file: Path | None, shares_port: bool = False
 ) -> grpc.aio.Server:
-    """A server whose calls are timed, counted, logged, and let in by a gate and the file's token if there is one."""
+    """A server whose calls are timed, counted, reported, and let in by a gate and the file's token if there is one."""
     token = read_token(token_file)
     return grpc.aio.server(
-        interceptors=[Telemetry(access_log, gate), *([BearerToken(token)] if token else [])],
+        interceptors=[Telemetry(reports, gate), *([BearerToken(token)] if token else [])],
         options=[
             *CHANNEL,
             # Linux would let a second server share the port and take half of the requests: that is an error here.
@@ -75,13 +75,13 @@ def bind(server: grpc.aio.Server, options: ServerOptions, host: str, port: int, 
 
 @asynccontextmanager
 async def administration(
-    options: ServerOptions, access_log: AccessLog, service: admin_pb2_grpc.AdminServiceServicer
+    options: ServerOptions, reports: Reports, service: admin_pb2_grpc.AdminServiceServicer
 ) -> AsyncIterator[str]:
     """esr.v1.AdminService on the options' admin port within the block: its address, empty if it is off."""
     if options.admin_port is None:
         yield ""
         return
-    server = new_server(options, access_log, Gate(), options.admin_token_file)
+    server = new_server(options, reports, Gate(), options.admin_token_file)
     admin_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
     address = bind(server, options, options.admin_host, options.admin_port, [ADMIN])
     await server.start()
@@ -94,7 +94,7 @@ async def administration(
 @asynccontextmanager
 async def private_administration(path: Path, service: admin_pb2_grpc.AdminServiceServicer) -> AsyncIterator[None]:
     """esr.v1.AdminService on a Unix socket within the block: who may enter the socket's directory may call it."""
-    server = grpc.aio.server()
+    server = grpc.aio.server(interceptors=[Guard()])
     admin_pb2_grpc.add_AdminServiceServicer_to_server(service, server)
     server.add_insecure_port(f"unix:{path}")
     await server.start()

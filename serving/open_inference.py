@@ -3,22 +3,20 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable
 from importlib.metadata import version as version_of
 from typing import Any
 
 import grpc
 
 from serving.batch_answer import combined, queries_of
+from serving.current_call import describe_call
 from serving.dispatcher import Dispatcher
-from serving.errors import NotServingError, ServingError, UnknownModelError, UnknownVersionError, quoted
+from serving.errors import NotServingError, UnknownModelError, UnknownVersionError, quoted
 from serving.health import Health
 from serving.inference_tensors import INPUT_SHAPES, OUTPUTS, read_query, write_answer
 from serving.messages import remaining
 from serving.query import Answer
 from serving.retriever import Retriever
-from serving.service import refuse
-from serving.telemetry import describe_call
 from serving.versions import Versions
 from serving.wire import open_inference_pb2, open_inference_pb2_grpc
 
@@ -44,12 +42,11 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):  #
 
     async def ServerReady(self, request: Any, context: Context) -> Any:
         """Say whether a version answers."""
-        return open_inference_pb2.ServerReadyResponse(ready=await answered(context, self._is_ready(MODEL, "")))
+        return open_inference_pb2.ServerReadyResponse(ready=self._is_ready(MODEL, ""))
 
     async def ModelReady(self, request: Any, context: Context) -> Any:
         """Say whether one version answers."""
-        ready = await answered(context, self._is_ready(request.name, request.version))
-        return open_inference_pb2.ModelReadyResponse(ready=ready)
+        return open_inference_pb2.ModelReadyResponse(ready=self._is_ready(request.name, request.version))
 
     async def ServerMetadata(self, request: Any, context: Context) -> Any:
         """Say what the server is."""
@@ -57,20 +54,6 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):  #
 
     async def ModelMetadata(self, request: Any, context: Context) -> Any:
         """Say which tensors the model takes and gives."""
-        return await answered(context, self._metadata(request))
-
-    async def ModelInfer(self, request: Any, context: Context) -> Any:
-        """Pick the candidates of a batch."""
-        return await answered(context, self._infer(request, context))
-
-    async def _is_ready(self, name: str, version: str) -> bool:
-        try:
-            self._find(name, version)
-        except NotServingError:
-            return False
-        return self._health.is_ready
-
-    async def _metadata(self, request: Any) -> Any:
         retriever = self._find(request.name, request.version)
         response = open_inference_pb2.ModelMetadataResponse(
             name=MODEL,
@@ -83,11 +66,13 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):  #
             response.outputs.add(name=name, datatype=output.datatype, shape=[-1, -1])
         return response
 
-    async def _infer(self, request: Any, context: Context) -> Any:
+    async def ModelInfer(self, request: Any, context: Context) -> Any:
+        """Pick the candidates of a batch."""
         retriever = self._find(request.model_name, request.model_version)
         describe_call(request.id, retriever.bundle.version)
         asked = read_query(request)
         queries = queries_of(retriever, asked.context_ids, asked.num_candidates)
+        describe_call(request.id, retriever.bundle.version, num_queries=len(queries))
         self._dispatcher.admit(len(queries))
         deadline = time.monotonic() + remaining(context.time_remaining())
         answers = [self._dispatcher.submit(retriever, query, as_it_is, deadline) for query in queries]
@@ -103,6 +88,13 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):  #
         write_answer(response, asked, found)
         return response
 
+    def _is_ready(self, name: str, version: str) -> bool:
+        try:
+            self._find(name, version)
+        except NotServingError:
+            return False
+        return self._health.is_ready
+
     def _find(self, name: str, version: str) -> Retriever:
         if name != MODEL:
             raise UnknownModelError(f"model ({quoted(name)}) is not {MODEL}, the one that is served")
@@ -111,14 +103,6 @@ class InferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer):  #
         if not re.fullmatch(r"[1-9][0-9]{0,18}", version):
             raise UnknownVersionError(f"version ({quoted(version)}) is not a positive integer")
         return self._versions.version(int(version))
-
-
-async def answered(context: Context, work: Awaitable[Any]) -> Any:
-    """The work's result; a refusal ends the call with its status."""
-    try:
-        return await work
-    except ServingError as error:
-        await refuse(context, error)
 
 
 def as_it_is(retriever: Retriever, answer: Answer) -> Answer:

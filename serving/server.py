@@ -16,7 +16,6 @@ from grpc_health.v1 import health, health_pb2_grpc
 from threadpoolctl import threadpool_limits
 
 from esr_trainer.feedback_log import FeedbackLog, FeedbackLogUnavailableError, FeedbackLogUnusableError
-from serving.access_log import AccessLog
 from serving.admin_service import AdminService
 from serving.dispatcher import Dispatcher
 from serving.errors import BundleCorruptError, BundleUnusableError
@@ -27,6 +26,7 @@ from serving.listening import administration, bind, metrics_endpoint, new_server
 from serving.no_op import add_no_op
 from serving.open_inference import NAME as INFERENCE
 from serving.open_inference import InferenceService
+from serving.reports import opened
 from serving.server_options import OptionError, ServerOptions
 from serving.service import NAME, RetrievalService
 from serving.versions import Chosen, Versions
@@ -97,11 +97,11 @@ async def serve(
     versions = Versions(options.root, chosen, options.unknown_context)
     is_ready = Health("", NAME)
     async with AsyncExitStack() as stack:
-        access_log = stack.enter_context(AccessLog(options.access_log))
+        reports = stack.enter_context(opened(options.access_log, options.otel))
         if worker:
             await load(versions, options)
         gate = Gate()
-        server = new_server(options, access_log, gate, options.token_file, shares_port=worker is not None)
+        server = new_server(options, reports, gate, options.token_file, shares_port=worker is not None)
         stack.enter_context(services(server, versions, is_ready, options))
         health_pb2_grpc.add_HealthServicer_to_server(is_ready, server)
         address = bind(server, options, options.host, options.port, [NAME, INFERENCE, health.SERVICE_NAME])
@@ -109,7 +109,7 @@ async def serve(
         stack.push_async_callback(server.stop, None)  # at once, unless it was drained before
         if worker:
             await stack.enter_async_context(private_administration(worker.admin_socket, AdminService(versions)))
-        admin_address = await stack.enter_async_context(administration(options, access_log, AdminService(versions)))
+        admin_address = await stack.enter_async_context(administration(options, reports, AdminService(versions)))
         metrics_address = stack.enter_context(metrics_endpoint(options, prometheus_client.REGISTRY))
         if not worker:
             await load(versions, options)

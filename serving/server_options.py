@@ -58,6 +58,8 @@ class ServerOptions(BaseModel):
     """Port where Prometheus scrapes http://HOST:PORT/metrics; off unless given, 0 takes a free one."""
     access_log: str = ""
     """File to append one line of JSON per call to; - is stdout; empty: none."""
+    otel: bool = False
+    """Send a span of each call to an OpenTelemetry collector, as the OTEL_* variables say; pip install '.[otel]'."""
     reflection: bool = False
     """Describe the services to whoever asks, for tools such as grpcurl."""
 

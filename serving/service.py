@@ -1,30 +1,24 @@
-"""esr.v1.RetrievalService: from messages to the retriever and back; refusals become statuses."""
+"""esr.v1.RetrievalService: from messages to the retriever and back; refusals are raised, and end the call outside."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2
-from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
 
 from serving.batch_answer import MAX_CANDIDATES
+from serving.current_call import describe_call
 from serving.dispatcher import Dispatcher
-from serving.errors import STATUS, InvalidRequestError, OverloadedError, ServingError, UnsupportedError
+from serving.errors import InvalidRequestError, ServingError, UnsupportedError
 from serving.feedback import FeedbackRecorder, feedback_of
 from serving.messages import query_of, remaining, response_of, result_field
-from serving.metrics import STAGE_SECONDS
+from serving.refusals import status_of
 from serving.retriever import Retriever
-from serving.telemetry import describe_call
 from serving.versions import Versions
 from serving.wire import retrieval_pb2
 
 NAME = retrieval_pb2.DESCRIPTOR.services_by_name["RetrievalService"].full_name
-
-_rejected_seconds = STAGE_SECONDS.labels("rejected")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -49,7 +43,7 @@ class RetrievalService:
     async def retrieve(self, request: Any, context: Context) -> bytes:
         """Pick or draw the candidates of one context; the response comes serialized."""
         retriever = self.versions.current()
-        describe_call(request.request_id, retriever.bundle.version)
+        describe_call(request.request_id, retriever.bundle.version, request.num_candidates, 1)
         self.dispatcher.admit(1)
         deadline = time.monotonic() + remaining(context.time_remaining())
         return await self.submit(retriever, request, deadline)
@@ -69,7 +63,7 @@ class RetrievalService:
                 "requests", f"({total} candidates together) must ask for {MAX_CANDIDATES} at most"
             )
         retriever = self.versions.current()
-        describe_call(model_version=retriever.bundle.version)
+        describe_call(model_version=retriever.bundle.version, num_queries=len(request.requests))
         self.dispatcher.admit(len(request.requests))
         deadline = time.monotonic() + remaining(context.time_remaining())
         waiting: list[asyncio.Future[bytes] | ServingError] = []
@@ -119,14 +113,20 @@ class RetrievalService:
         """Register the service; answers to Retrieve and BatchRetrieve go out as the bytes that they are."""
         wire = retrieval_pb2
         handlers = {
-            "Retrieve": handler(self.retrieve, wire.RetrieveRequest, bytes),
-            "BatchRetrieve": handler(self.batch_retrieve, wire.BatchRetrieveRequest, bytes),
-            "RecordFeedback": handler(
-                self.record_feedback, wire.RecordFeedbackRequest, wire.RecordFeedbackResponse.SerializeToString
+            "Retrieve": (self.retrieve, wire.RetrieveRequest, bytes),
+            "BatchRetrieve": (self.batch_retrieve, wire.BatchRetrieveRequest, bytes),
+            "RecordFeedback": (
+                self.record_feedback,
+                wire.RecordFeedbackRequest,
+                wire.RecordFeedbackResponse.SerializeToString,
             ),
-            "GetModel": handler(self.get_model, wire.GetModelRequest, wire.GetModelResponse.SerializeToString),
+            "GetModel": (self.get_model, wire.GetModelRequest, wire.GetModelResponse.SerializeToString),
         }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, handlers),))
+        methods = {
+            name: grpc.unary_unary_rpc_method_handler(method, request.FromString, serialize)
+            for name, (method, request, serialize) in handlers.items()
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(NAME, methods),))
 
 
 async def settled(waiting: "asyncio.Future[bytes] | ServingError") -> bytes:
@@ -137,44 +137,3 @@ async def settled(waiting: "asyncio.Future[bytes] | ServingError") -> bytes:
         return result_field(await waiting, is_error=False)
     except ServingError as error:
         return result_field(status_of(error).SerializeToString(), is_error=True)
-
-
-def handler(method: Callable[[Any, Context], Awaitable[Any]], request: Any, serialize: Callable[[Any], bytes]) -> Any:
-    """A method's handler; a ServingError ends the call with its status."""
-
-    async def handle(message: Any, context: Context) -> Any:
-        start = time.monotonic()
-        try:
-            return await method(message, context)
-        except ServingError as error:
-            if isinstance(error, OverloadedError):
-                _rejected_seconds.observe(time.monotonic() - start)
-            await refuse(context, error)
-
-    return grpc.unary_unary_rpc_method_handler(handle, request.FromString, serialize)
-
-
-async def refuse(context: Context, error: ServingError) -> NoReturn:
-    """End the call with the error's status and details."""
-    status = rpc_status.to_status(status_of(error))
-    await context.abort(status.code, status.details, status.trailing_metadata)
-    raise AssertionError("abort raises")
-
-
-def status_of(error: ServingError) -> status_pb2.Status:
-    """An error's google.rpc.Status; a field's violation goes along as BadRequest, when to try again as RetryInfo."""
-    details = []
-    if isinstance(error, InvalidRequestError):
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.rule)
-        details.append(packed(error_details_pb2.BadRequest(field_violations=[violation])))
-    if isinstance(error, OverloadedError):
-        delay = duration_pb2.Duration(nanos=int(error.retry_seconds * 1e9))
-        details.append(packed(error_details_pb2.RetryInfo(retry_delay=delay)))
-    return status_pb2.Status(code=STATUS[type(error)].value[0], message=str(error), details=details)
-
-
-def packed(detail: Any) -> any_pb2.Any:
-    """A detail as Any."""
-    result = any_pb2.Any()
-    result.Pack(detail)
-    return result

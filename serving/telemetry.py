@@ -1,4 +1,4 @@
-"""What every call passes at the server's edge: it is timed, counted and logged, and no surprise of the code gets out.
+"""What every call passes at the server's edge: it is timed, counted and reported, and no surprise of the code gets out.
 
 Calls with one request and one answer are covered; streams (health Watch, reflection) pass as they are.
 """
@@ -7,16 +7,20 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health
 
-from serving.access_log import AccessLog, Line
+from serving.access_log import Line
+from serving.current_call import Facts, begin_call
+from serving.errors import OverloadedError, ServingError
 from serving.gate import Gate
 from serving.metrics import REQUESTS, STAGE_SECONDS
+from serving.refusals import refuse
+from serving.reports import Reports
 
 Parse = Callable[[bytes], Any]
 Behaviour = Callable[[Any, Any], Awaitable[Any]]
@@ -25,43 +29,13 @@ Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler
 
 log = logging.getLogger(__name__)
 
+_rejected_seconds = STAGE_SECONDS.labels("rejected")
 
-class Facts:
-    """What a handler tells of its call for the access log."""
 
-    __slots__ = ("model_version", "request_id")
+class Guard(grpc.aio.ServerInterceptor):
+    """Keeps surprises in, and ends refused calls with their status."""
 
     def __init__(self) -> None:
-        self.request_id = ""
-        self.model_version = 0
-
-
-_facts: ContextVar[Facts] = ContextVar("facts")
-
-
-def describe_call(request_id: str = "", model_version: int = 0) -> None:
-    """Tell the access log the request id and the version that answers the current call.
-
-    Outside of a call, as in a unit test of a handler, nothing happens.
-    """
-    facts = _facts.get(None)
-    if facts is not None:
-        facts.request_id = request_id
-        facts.model_version = model_version
-
-
-class _Count(Protocol):
-    def inc(self) -> None: ...
-
-
-class Telemetry(grpc.aio.ServerInterceptor):
-    """Times, counts and logs calls; the outermost interceptor, so that refusals of the others are seen too."""
-
-    def __init__(self, access_log: AccessLog, gate: Gate) -> None:
-        self._access_log = access_log
-        self._gate = gate
-        self._seconds = STAGE_SECONDS.labels("handler")
-        self._counts: dict[tuple[str, str], _Count] = {}
         self._handlers: dict[tuple[str, Handler], Handler] = {}
 
     async def intercept_service(
@@ -71,50 +45,77 @@ class Telemetry(grpc.aio.ServerInterceptor):
     ) -> Any:
         """Wrap the method's handler, once per handler."""
         handler = await continuation(handler_call_details)
-        if handler is None:
-            self._count("unknown", "UNIMPLEMENTED")  # not the caller's own word: it could make any number of series
-            return None
-        if handler.unary_unary is None:
+        if handler is None or handler.unary_unary is None:
             return handler
         key = (handler_call_details.method, handler)
         wrapped = self._handlers.get(key)
         if wrapped is None:
-            wrapped = self._handlers[key] = self._wrap(handler_call_details.method.lstrip("/"), handler)
+            around = self._around(handler_call_details.method.lstrip("/"), handler)
+            # bytes: what cannot be parsed would be answered by gRPC with UNKNOWN and Python's names
+            wrapped = grpc.unary_unary_rpc_method_handler(around, bytes, handler.response_serializer)
+            self._handlers[key] = wrapped
         return wrapped
 
-    def _wrap(self, method: str, handler: Handler) -> Handler:
+    def _around(self, method: str, handler: Handler) -> Behaviour:
+        """What a method's calls pass."""
         behaviour: Behaviour = handler.unary_unary  # type: ignore[assignment]  # of an aio server
-        parse: Parse = handler.request_deserializer or bytes
+        return partial(kept_from_surprises, behaviour, handler.request_deserializer or bytes)
 
-        gate = Gate() if method.startswith(health.SERVICE_NAME) else self._gate  # health is told to the end
+
+class _Count(Protocol):
+    def inc(self) -> None: ...
+
+
+class Telemetry(Guard):
+    """Times, counts, logs and traces calls; the outermost interceptor, so that refusals of the others are seen too."""
+
+    def __init__(self, reports: Reports, gate: Gate) -> None:
+        super().__init__()
+        self._reports = reports
+        self._gate = gate
+        self._seconds = STAGE_SECONDS.labels("handler")
+        self._counts: dict[tuple[str, str], _Count] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Continuation,
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        """Wrap the method's handler, once per handler; a method that there is not is counted too."""
+        wrapped = await super().intercept_service(continuation, handler_call_details)
+        if wrapped is None:
+            self._count("unknown", "UNIMPLEMENTED")  # not the caller's own word: it could make any number of series
+        return wrapped
+
+    def _around(self, method: str, handler: Handler) -> Behaviour:
+        guarded = super()._around(method, handler)
+        is_health = method.startswith(health.SERVICE_NAME)
+        gate = Gate() if is_health else self._gate  # health is told to the end
+        access_log, traces = self._reports.access_log, None if is_health else self._reports.traces
 
         async def watched(request: Any, context: Any) -> Any:
-            facts = Facts()
-            _facts.set(facts)
-            came, start = time.time(), time.perf_counter()
+            facts = Facts(keeps_stages=traces is not None)
+            begin_call(facts)
+            came, start = time.time(), time.monotonic()
             code = "OK"
             try:
                 if not gate.is_open:
                     await gate.knock()
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is draining")
                 with gate:
-                    return await kept_from_surprises(behaviour, parse, request, context)
+                    return await guarded(request, context)
             except BaseException as error:
                 code = code_of(error, context)
                 raise
             finally:
-                seconds = time.perf_counter() - start
+                seconds = time.monotonic() - start
                 self._seconds.observe(seconds)
                 self._count(method, code)
-                self._access_log.add(
-                    Line(came, method, code, seconds, context.peer(), facts.request_id, facts.model_version)
-                )
+                access_log.add(Line(came, method, code, seconds, context.peer(), facts.request_id, facts.model_version))
+                if traces is not None:
+                    traces.record(method, code, start, context.invocation_metadata() or (), facts)
 
-        return grpc.unary_unary_rpc_method_handler(
-            watched,
-            bytes,  # what cannot be parsed would be answered by gRPC with UNKNOWN and Python's names
-            handler.response_serializer,
-        )
+        return watched
 
     def _count(self, method: str, code: str) -> None:
         count = self._counts.get((method, code))
@@ -124,7 +125,10 @@ class Telemetry(grpc.aio.ServerInterceptor):
 
 
 async def kept_from_surprises(behaviour: Behaviour, parse: Parse, content: bytes, context: Any) -> Any:
-    """Run a handler unless the call's deadline has passed; an error that it did not foresee goes to the log alone."""
+    """Run a handler unless the call's deadline has passed.
+
+    A refusal ends the call with its status; an error that the handler did not foresee goes to the log alone.
+    """
     left = context.time_remaining()
     if left is not None and left <= 0:
         await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before work began")
@@ -132,10 +136,15 @@ async def kept_from_surprises(behaviour: Behaviour, parse: Parse, content: bytes
         request = parse(content)
     except DecodeError:
         await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the request ({len(content)} bytes) is no such message")
+    start = time.monotonic()
     try:
         return await behaviour(request, context)
     except (grpc.aio.AbortError, asyncio.CancelledError):
         raise
+    except ServingError as error:
+        if isinstance(error, OverloadedError):
+            _rejected_seconds.observe(time.monotonic() - start)
+        await refuse(context, error)
     except Exception:
         log.exception("a call failed")
         await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has it")

@@ -22,12 +22,11 @@ import prometheus_client
 from prometheus_client import multiprocess
 from pydantic import BaseModel, ConfigDict
 
-from serving.access_log import AccessLog
 from serving.errors import BundleCorruptError, BundleUnusableError, NotServingError, ServingError
 from serving.listening import administration, joined, metrics_endpoint, reserve
+from serving.reports import opened
 from serving.server import Started, Worker, run, serve, stop_signals
 from serving.server_options import ServerOptions
-from serving.service import refuse
 from serving.versions import Chosen
 from serving.wire import admin_pb2, admin_pb2_grpc
 
@@ -190,7 +189,7 @@ class FanOutAdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[m
         async with self._changing:
             listing = await self.ListVersions(admin_pb2.ListVersionsRequest(), context)
             if not listing.previous_version:
-                await refuse(context, BundleUnusableError("no version was active before this one"))
+                raise BundleUnusableError("no version was active before this one")
             answer = await self._switch(Chosen(listing.previous_version, follows_latest=False), context)
             return admin_pb2.RollBackResponse(version=answer.version)
 
@@ -209,7 +208,7 @@ class FanOutAdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[m
         # A worker that could not be reached has died just now: it comes back with what was chosen.
         living = [answer for answer in answers if not isinstance(answer, BaseException)]
         if not living:
-            await refuse(context, NotServingError("no worker answers"))
+            raise NotServingError("no worker answers")
         return living
 
 
@@ -246,12 +245,13 @@ async def supervise(options: ServerOptions, ready: Callable[[Started], None]) ->
         held = stack.enter_context(reserve(options.host, options.port))
         port = held.getsockname()[1]
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="esr-workers-")))
-        access_log = stack.enter_context(AccessLog(options.access_log if options.admin_port is not None else ""))
+        has_calls = options.admin_port is not None
+        reports = stack.enter_context(opened(options.access_log if has_calls else "", options.otel and has_calls))
         supervisor = Supervisor(options.model_copy(update={"port": port}), directory)
         stack.push_async_callback(supervisor.stop)
         service = FanOutAdminService(supervisor)
         started = await supervisor.start()
-        admin_address = await stack.enter_async_context(administration(options, access_log, service))
+        admin_address = await stack.enter_async_context(administration(options, reports, service))
         registry = prometheus_client.CollectorRegistry()
         multiprocess.MultiProcessCollector(registry, str(directory))  # type: ignore[no-untyped-call]
         metrics_address = stack.enter_context(metrics_endpoint(options, registry))

@@ -22,6 +22,7 @@ from serving.errors import InvalidRequestError
 from serving.health import Health
 from serving.inference_tensors import CONTEXT_ID, NUM_CANDIDATES, OUTPUTS
 from serving.open_inference import InferenceService
+from serving.telemetry import Guard
 from serving.versions import Chosen, Versions
 from serving.wire import open_inference_pb2 as wire
 from serving.wire import open_inference_pb2_grpc
@@ -305,7 +306,7 @@ def test_an_answer_that_would_be_too_large_is_refused(bundles: Path, monkeypatch
 
 def test_while_nothing_is_loaded_the_server_lives_but_is_not_ready(tmp_path: Path) -> None:
     async def ask() -> None:
-        server = grpc.aio.server()
+        server = grpc.aio.server(interceptors=[Guard()])
         with closing(Dispatcher(10)) as dispatcher:
             service = InferenceService(Versions(tmp_path, Chosen()), dispatcher, Health("esr.v1.RetrievalService"))
             open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(service, server)

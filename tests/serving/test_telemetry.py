@@ -14,8 +14,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.access_log import AccessLog
+from serving.current_call import describe_call
 from serving.gate import Gate
-from serving.telemetry import Telemetry, describe_call, kept_from_surprises
+from serving.reports import Reports
+from serving.telemetry import Telemetry, kept_from_surprises
 from serving.wire import retrieval_pb2
 from tests.conftest import run_module, started
 from tests.serving.live import REQUEST, own_channel, retrieval
@@ -119,7 +121,7 @@ def called(
 
     async def run() -> list[Any]:
         with AccessLog(str(log)) as access_log:
-            server = grpc.aio.server(interceptors=[Telemetry(access_log, Gate())])
+            server = grpc.aio.server(interceptors=[Telemetry(Reports(access_log), Gate())])
             methods = {"Call": grpc.unary_unary_rpc_method_handler(handler)}
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Service", methods),))
             port = server.add_insecure_port("127.0.0.1:0")
