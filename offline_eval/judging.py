@@ -15,7 +15,7 @@ from esr_trainer.towers import EarlyStageRanker
 from esr_trainer.world import World
 from offline_eval.comparison import Judged
 from offline_eval.intervals import Estimate, bootstrap
-from offline_eval.list_measures import Lists, best_of_ranker, best_of_world, measure
+from offline_eval.list_measures import Best, Lists, best_of_ranker, best_of_world, measure
 from offline_eval.replay_gates import Bars, replay_gates
 from offline_eval.segments import Segment, value_segments
 from offline_eval.served import served_candidates, serving_skew
@@ -40,10 +40,8 @@ class Arena(NamedTuple):
     system: System
     baseline: Replayed
     segments: list[Segment]
-    best_of_ranker: Tensor | None
-    """(C, L); see list_measures."""
-    best_of_world: Tensor
-    """(C, L)."""
+    by_ranker: Best | None
+    by_world: Best
     num_judged: int
     """Candidates, of which the best will be chosen."""
 
@@ -145,8 +143,8 @@ def judge_policy(arena: Arena, policy: Replayed, live: np.ndarray, difference: E
     lists = Lists(
         candidates=policy.candidates,
         baseline=arena.baseline.candidates,
-        best_of_ranker=arena.best_of_ranker,
-        best_of_world=arena.best_of_world,
+        by_ranker=arena.by_ranker,
+        by_world=arena.by_world,
         num_items=arena.world.num_items,
     )
     differences = None if difference is None else live - arena.baseline.values

@@ -1,6 +1,6 @@
 """LIST_MEASURES: what can be said of candidate lists without a reward.
 
-Axes: C contexts, N items, K candidates, L slots, J items of the world's or the late-stage ranker's choice.
+Axes: C contexts, N items, K candidates, L slots, J items of a list.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,19 +13,49 @@ from esr_trainer.policy_value import CHUNK, System
 from esr_trainer.world import World
 
 
+class Best(NamedTuple):
+    """The L best items of the whole catalogue in every context, by some score; ties at the end are as good."""
+
+    scores: Tensor
+    """(C, N)."""
+    least: Tensor
+    """The L-th best score, (C, 1)."""
+    above: Tensor
+    """How many items score more than that, (C,), below L."""
+    num_slots: int
+    """L."""
+
+
 class Lists(NamedTuple):
-    """One policy's candidates, and what they are read against; all int64 rows."""
+    """One policy's candidates, and what they are read against; rows of items, int64."""
 
     candidates: Tensor
     """(C, K), distinct in a row."""
     baseline: Tensor
     """The baseline's candidates, (C, K)."""
-    best_of_ranker: Tensor | None
-    """The L items that the LSR would show if it ranked the whole catalogue, (C, L); None where it has no order."""
-    best_of_world: Tensor
-    """The L items of the highest expected reward, (C, L)."""
+    by_ranker: Best | None
+    """What the LSR would show if it ranked the whole catalogue; None where it has no order."""
+    by_world: Best
+    """The items of the highest expected reward."""
     num_items: int
     """N."""
+
+
+def best(scores: Tensor, num_slots: int) -> Best:
+    """The L best by scores, (C, N)."""
+    least = scores.topk(num_slots, dim=1).values[:, -1:]
+    return Best(scores, least, (scores > least).sum(dim=1), num_slots)
+
+
+def recall(best: Best, candidates: Tensor) -> float:
+    """The mean share of the L best that is among the candidates, (C, K); of items that tie, any will do.
+
+    (|{a in A : s(a) > s_(L)}| + min(|{a in A : s(a) = s_(L)}|, L - |{a : s(a) > s_(L)}|)) / L, s_(L) the L-th best.
+    """
+    scores = best.scores.gather(1, candidates)
+    tied = (scores == best.least).sum(dim=1).minimum(best.num_slots - best.above)
+    found = (scores > best.least).sum(dim=1) + tied
+    return float(found.double().mean() / best.num_slots)
 
 
 def share_found(wanted: Tensor, candidates: Tensor) -> Tensor:
@@ -38,17 +68,13 @@ def share_found(wanted: Tensor, candidates: Tensor) -> Tensor:
 
 
 def recall_of_ranker(lists: Lists) -> float | None:
-    """recall@K of the LSR's best: the mean share of `best_of_ranker` that is among the candidates.
-
-    At 1 the ESR costs nothing: the LSR shows what it would show of the whole catalogue.
-    """
-    best = lists.best_of_ranker
-    return None if best is None else float(share_found(best, lists.candidates).mean())
+    """recall@K of the LSR's best items; at 1 the ESR costs nothing: what is shown is what the LSR would show of all."""
+    return None if lists.by_ranker is None else recall(lists.by_ranker, lists.candidates)
 
 
 def recall_of_world(lists: Lists) -> float:
-    """recall@K of the world's best: the mean share of `best_of_world` that is among the candidates."""
-    return float(share_found(lists.best_of_world, lists.candidates).mean())
+    """recall@K of the world's best items."""
+    return recall(lists.by_world, lists.candidates)
 
 
 def exposures(lists: Lists) -> Tensor:
@@ -91,19 +117,19 @@ def measure(lists: Lists) -> dict[str, float | None]:
     return {name: of(lists) for name, of in LIST_MEASURES.items()}
 
 
-def best_of_ranker(world: World, system: System) -> Tensor | None:
-    """The L items that the LSR prefers of the whole catalogue, (C, L); None for the uniform LSR, which prefers none."""
+def best_of_ranker(world: World, system: System) -> Best | None:
+    """The L items that the LSR prefers of the whole catalogue; None for the uniform LSR, which prefers none."""
     weight = system.ranker.score_weight
     if not weight:
         return None
     everything = torch.arange(world.num_items)
-    best = [
-        (weight * system.scores(contexts, everything.expand(len(contexts), -1))).topk(system.num_slots).indices
+    scores = [
+        weight * system.scores(contexts, everything.expand(len(contexts), -1))
         for contexts in torch.split(torch.arange(world.num_contexts), CHUNK)
     ]
-    return torch.cat(best)
+    return best(torch.cat(scores), system.num_slots)
 
 
-def best_of_world(world: World, system: System) -> Tensor:
-    """The L items of the highest expected reward, (C, L)."""
-    return world.expected_reward.topk(system.num_slots, dim=1).indices
+def best_of_world(world: World, system: System) -> Best:
+    """The L items of the highest expected reward."""
+    return best(world.expected_reward, system.num_slots)
