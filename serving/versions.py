@@ -20,8 +20,8 @@ from serving.metrics import ACTIVE_VERSION, LOADS
 from serving.query import Query
 from serving.retriever import Retriever
 
-WARM_UP = (1, 64)
-"""Sizes of the groups of queries that a version answers before it is switched to."""
+WARM_UP = (1, 8)
+"""Sizes of the groups of queries that a version answers before it is switched to; golden queries were a large one."""
 
 log = logging.getLogger(__name__)
 
