@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serving.bundle import published_versions
+from serving.choice import Chosen
 from serving.contexts import UnknownContext
 from serving.errors import BundleCorruptError, BundleUnusableError, NotServingError, ServingError, UnknownVersionError
 from serving.metrics import ACTIVE_VERSION, LOADS
@@ -44,16 +45,6 @@ class VersionStatus(NamedTuple):
     """Empty if it is not in memory."""
     problem: str
     """Why it was refused; empty otherwise."""
-
-
-class Chosen(NamedTuple):
-    """What an operator chose to serve."""
-
-    version: int = 0
-    """The version that was activated; 0: none was."""
-    follows_latest: bool = True
-    above: int = 0
-    """Only versions above this one are followed: the others were there when the choice was made."""
 
 
 class Stamp(NamedTuple):
