@@ -63,8 +63,8 @@ def file_written_whole(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def sole_writer(directory: Path) -> Iterator[None]:
-    """Hold a directory for one writer; the lock goes with the process, so a killed one leaves nothing behind.
+def sole_writer(directory: Path, option: str = "out") -> Iterator[None]:
+    """Hold the directory of an option for one writer; the lock goes with the process, a killed one leaves nothing.
 
     Raises:
         UsageError: another process holds it.
@@ -74,7 +74,7 @@ def sole_writer(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UsageError(f"out ({directory}): another process is writing there") from error
+            raise UsageError(f"{option} ({directory}): another process is writing there") from error
         yield
     finally:
         os.close(descriptor)
@@ -86,8 +86,8 @@ def numbered(parent: Path) -> list[int]:
 
 
 @contextmanager
-def next_numbered(root: Path) -> Iterator[tuple[int, Path]]:
-    """Give the number after the highest under `root`, and a directory to fill, which gets that name if no error comes.
+def next_numbered(root: Path, option: str = "out") -> Iterator[tuple[int, Path]]:
+    """Give the number after the highest under an option's directory, and a directory to fill, which gets that name.
 
     Raises:
         UsageError: the root cannot be written, or another process publishes there.
@@ -95,8 +95,8 @@ def next_numbered(root: Path) -> Iterator[tuple[int, Path]]:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"out ({root}) cannot be written: {error.strerror}") from error
-    with sole_writer(root):
+        raise UsageError(f"{option} ({root}) cannot be written: {error.strerror}") from error
+    with sole_writer(root, option):
         remove_unfinished(root)
         number = 1 + max(numbered(root), default=0)
         with written_whole(root / str(number)) as directory:

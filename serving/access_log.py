@@ -1,7 +1,8 @@
 """One line of JSON per call: when, what, how it ended, how long it took. Never a token, a feature or an item.
 
 Calls only append to a list in memory; a thread writes the lines a few times a second. So a slow or full disk neither
-delays nor breaks a call: lines that cannot be written are counted (esr_access_log_lost) and dropped.
+delays nor breaks a call: lines that cannot be written are counted (esr_access_log_lost) and dropped. A file that was
+moved away or removed, as log rotation does, is begun anew; no signal is needed.
 """
 
 import json
@@ -54,13 +55,10 @@ class AccessLog:
         Raises:
             OSError: the file cannot be opened.
         """
+        self._target = target
         self._descriptor: int | None = None
         if target:
-            self._descriptor = (
-                os.dup(sys.stdout.fileno())
-                if target == "-"
-                else os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
-            )
+            self._descriptor = os.dup(sys.stdout.fileno()) if target == "-" else opened(target)
         self._pending: deque[Line] = deque()
         self._ending = threading.Event()
         self._writer = threading.Thread(target=self._write_until_the_end, name="access-log", daemon=True)
@@ -107,5 +105,22 @@ class AccessLog:
 
     def _write(self, content: bytes) -> None:
         assert self._descriptor is not None
+        if self._target != "-" and not is_at(self._target, self._descriptor):
+            following = opened(self._target)
+            os.close(self._descriptor)
+            self._descriptor = following
         while content:
             content = content[os.write(self._descriptor, content) :]
+
+
+def opened(target: str) -> int:
+    """A file to append to."""
+    return os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
+
+
+def is_at(target: str, descriptor: int) -> bool:
+    """Whether an open file is still the one of that name, and not one that was moved away to rotate it, or removed."""
+    try:
+        return os.path.samestat(os.stat(target), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -1,10 +1,12 @@
 """esr.v1.AdminService of one process: from messages to its versions and back."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import grpc
 
+from serving.choice import keep
 from serving.errors import InvalidRequestError
 from serving.versions import Versions, VersionStatus
 from serving.wire import admin_pb2, admin_pb2_grpc
@@ -15,8 +17,10 @@ ADMIN = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 class AdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]
     """Lists, loads, activates and rolls back the versions of one process."""
 
-    def __init__(self, versions: Versions) -> None:
+    def __init__(self, versions: Versions, choice_file: Path | None = None) -> None:
         self.versions = versions
+        self.choice_file = choice_file
+        self._keeping = asyncio.Lock()
 
     async def ListVersions(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         """List the versions under the bundle root."""
@@ -39,11 +43,18 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]
     async def ActivateVersion(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         """Switch to a version."""
         status = await asyncio.to_thread(self.versions.activate, request.version, request.follow_latest)
+        await self._keep_choice()
         return admin_pb2.ActivateVersionResponse(version=message(status))
 
     async def RollBack(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         """Switch back to the version before."""
-        return admin_pb2.RollBackResponse(version=message(await asyncio.to_thread(self.versions.roll_back)))
+        status = await asyncio.to_thread(self.versions.roll_back)
+        await self._keep_choice()
+        return admin_pb2.RollBackResponse(version=message(status))
+
+    async def _keep_choice(self) -> None:
+        async with self._keeping:  # what is written last is what was chosen last
+            await asyncio.to_thread(keep, self.choice_file, self.versions.chosen)
 
 
 def message(status: VersionStatus) -> Any:

@@ -64,7 +64,7 @@ def with_items(root: Path, add: Path | None, remove: Path | None, version: int |
     source = root / str(parent_version)
     parent = load_bundle(source, parent_version)
     change = read_change(source, parent, add, remove)
-    with next_numbered(root) as (next_version, directory):
+    with next_numbered(root, "root") as (next_version, directory):
         write_version(directory, source, parent, change, min_recall)
         made = load_bundle(directory, next_version)
         answers = made.index.pick(embed(made, made.golden["contexts"]), made.manifest.num_candidates)

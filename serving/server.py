@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from esr_trainer.feedback_log import FeedbackLog, FeedbackLogUnavailableError, FeedbackLogUnusableError
 from serving.admin_service import AdminService
+from serving.choice import Chosen, chosen_at_start
 from serving.dispatcher import Dispatcher
 from serving.errors import BundleCorruptError, BundleUnusableError
 from serving.feedback import FeedbackRecorder
@@ -29,7 +30,7 @@ from serving.open_inference import InferenceService
 from serving.reports import opened
 from serving.server_options import OptionError, ServerOptions
 from serving.service import NAME, RetrievalService
-from serving.versions import Chosen, Versions
+from serving.versions import Versions
 from serving.wire import open_inference_pb2_grpc
 
 STREAM_SECONDS = 1.0
@@ -93,7 +94,7 @@ async def serve(
         ServingError: no bundle can be used, an address is taken, or the options do not fit.
     """
     stopping = stopping or stop_signals()
-    chosen = worker.chosen if worker else Chosen(options.pin, follows_latest=not options.pin)
+    chosen = worker.chosen if worker else chosen_at_start(options)
     versions = Versions(options.root, chosen, options.unknown_context)
     is_ready = Health("", NAME)
     async with AsyncExitStack() as stack:
@@ -109,7 +110,9 @@ async def serve(
         stack.push_async_callback(server.stop, None)  # at once, unless it was drained before
         if worker:
             await stack.enter_async_context(private_administration(worker.admin_socket, AdminService(versions)))
-        admin_address = await stack.enter_async_context(administration(options, reports, AdminService(versions)))
+        admin_address = await stack.enter_async_context(
+            administration(options, reports, AdminService(versions, options.choice_file))
+        )
         metrics_address = stack.enter_context(metrics_endpoint(options, prometheus_client.REGISTRY))
         if not worker:
             await load(versions, options)

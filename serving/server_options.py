@@ -31,6 +31,9 @@ class ServerOptions(BaseModel):
 
     pin: NonNegativeInt = 0
     """Serve this version and stay on it; 0 follows the highest."""
+    choice_file: Path | None = None
+    """File that keeps what the admin service chose (activate, roll back), so that it outlives a restart; without it the
+    highest version is followed again."""
     poll_seconds: PositiveFloat = Field(default=1.0, le=3600)
     """How often to look under the root for a new version."""
     wait_for_bundle: bool = False

@@ -53,7 +53,7 @@ def publish_stand_in(root: Path, num_items: int, num_candidates: int, index: Ind
     others = np.setdiff1d(np.arange(NUM_CONTEXTS), golden)[:512]
     built = tune(build_index(choose_kind(index, num_items), items), contexts[others], num_candidates, min_recall=0.95)
     built = measured(built, contexts[golden], num_candidates, min_recall=0.95)
-    with next_numbered(root) as (version, directory):
+    with next_numbered(root, "root") as (version, directory):
         write_bundle(directory, built, contexts, golden, num_candidates, f"stand-in-{num_items}-seed-{seed}")
     return root / str(version)
 

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serving.bundle import published_versions
+from serving.choice import Chosen
 from serving.contexts import UnknownContext
 from serving.errors import BundleCorruptError, BundleUnusableError, NotServingError, ServingError, UnknownVersionError
 from serving.metrics import ACTIVE_VERSION, LOADS
 from serving.query import Query
 from serving.retriever import Retriever
 
-WARM_UP = (1, 64)
-"""Sizes of the groups of queries that a version answers before it is switched to."""
+WARM_UP = (1, 8)
+"""Sizes of the groups of queries that a version answers before it is switched to; golden queries were a large one."""
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +45,6 @@ class VersionStatus(NamedTuple):
     """Empty if it is not in memory."""
     problem: str
     """Why it was refused; empty otherwise."""
-
-
-class Chosen(NamedTuple):
-    """What an operator chose to serve."""
-
-    version: int = 0
-    """The version that was activated; 0: none was."""
-    follows_latest: bool = True
-    above: int = 0
-    """Only versions above this one are followed: the others were there when the choice was made."""
 
 
 class Stamp(NamedTuple):

@@ -9,6 +9,7 @@ line of JSON on a pipe once it serves or cannot.
 import asyncio
 import logging
 import os
+import shutil
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
@@ -22,12 +23,12 @@ import prometheus_client
 from prometheus_client import multiprocess
 from pydantic import BaseModel, ConfigDict
 
+from serving.choice import Chosen, chosen_at_start, keep
 from serving.errors import BundleCorruptError, BundleUnusableError, NotServingError, ServingError
 from serving.listening import administration, joined, metrics_endpoint, reserve
 from serving.reports import opened
 from serving.server import Started, Worker, run, serve, stop_signals
 from serving.server_options import ServerOptions
-from serving.versions import Chosen
 from serving.wire import admin_pb2, admin_pb2_grpc
 
 FIRST_PAUSE = 0.1
@@ -49,6 +50,8 @@ class Assignment(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     options: ServerOptions
+    supervisor: int
+    """Its process."""
     admin_socket: Path
     chosen: Chosen
     answer: int
@@ -77,7 +80,7 @@ class Supervisor:
 
     def __init__(self, options: ServerOptions, directory: Path) -> None:
         self.options = options
-        self.chosen = Chosen(options.pin, follows_latest=not options.pin)
+        self.chosen = chosen_at_start(options)
         self.running: dict[int, Running] = {}
         """By slot, from 0."""
         self.serving: dict[int, Running] = {}
@@ -126,7 +129,10 @@ class Supervisor:
             os.close(writing)
         self.running[slot] = Running(process, socket)
         assignment = Assignment(
-            options=self.options.model_copy(update={"workers": 1, "admin_port": None, "metrics_port": None}),
+            options=self.options.model_copy(
+                update={"workers": 1, **dict.fromkeys(("admin_port", "metrics_port", "choice_file"))}
+            ),
+            supervisor=os.getpid(),
             admin_socket=socket,
             chosen=(chosen := self.chosen),
             answer=writing,
@@ -196,7 +202,9 @@ class FanOutAdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[m
     async def _switch(self, chosen: Chosen, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         await self._ask_all("LoadVersion", admin_pb2.LoadVersionRequest(version=chosen.version), context)
         self.supervisor.chosen = chosen  # a worker that dies from here on comes back with it
-        return (await self._ask_all("ActivateVersion", activation(chosen), context))[0]
+        answer = (await self._ask_all("ActivateVersion", activation(chosen), context))[0]
+        await asyncio.to_thread(keep, self.supervisor.options.choice_file, chosen)
+        return answer
 
     async def _ask_all(self, method: str, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> list[Any]:
         """Every serving worker's answer to one method; the first refusal is the answer for all."""
@@ -292,6 +300,8 @@ def main() -> int:
         is_bundle_problem = isinstance(error, BundleUnusableError | BundleCorruptError)
         tell(assignment, Answer(problem=str(error), is_bundle_problem=is_bundle_problem))
         return 2
+    if os.getppid() != assignment.supervisor:  # it was killed, so nobody else removes what was shared
+        shutil.rmtree(assignment.admin_socket.parent, ignore_errors=True)
     return 0
 
 

@@ -1,6 +1,10 @@
 """The end of a real server: readiness first, then whatever was accepted, then exit 0."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from serving.wire import open_inference_pb2, open_inference_pb2_grpc
-from tests.conftest import started
+from tests.conftest import ROOT, started
 from tests.serving.live import REQUEST, load_on, own_channel, retrieval
 
 Status = health_pb2.HealthCheckResponse
@@ -68,3 +72,17 @@ def test_one_watcher_that_leaves_does_not_deafen_the_others(bundles: Path) -> No
         assert unknown.code() in {grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE}
     with pytest.raises(grpc.RpcError):
         retrieval(facts["address"]).Retrieve(REQUEST, timeout=5)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_that_is_told_to_end_before_it_serves_does_so_at_once_and_silently(
+    workers: str, bundles: Path
+) -> None:
+    for seconds in (0.1, 0.7):
+        command = [sys.executable, "-m", "serving", "serve", str(bundles), "--port", "0", "--workers", workers]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        time.sleep(seconds)
+        process.terminate()
+        output, errors = process.communicate(timeout=30)
+        assert process.returncode in {-signal.SIGTERM, 0}, "by the signal while it starts, 0 from when it listens"
+        assert "Traceback" not in output + errors

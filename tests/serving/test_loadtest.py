@@ -56,3 +56,9 @@ def test_every_rpc_is_measured_beside_a_no_op(
         assert 0 < row["p50"] <= row["p95"] <= row["p99"]
     batch = rows["BatchRetrieve(5), greedy", "closed"]
     assert batch["users_per_second"] / 5 == pytest.approx(batch["requests_per_second"], rel=0.01)
+
+
+def test_a_root_that_cannot_be_written_is_called_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert command("stand-in", tmp_path / "file" / "root", "--items", 300, "--num-candidates", 20) == 2
+    assert f"error: root ({tmp_path}/file/root) cannot be written: Not a directory" in capsys.readouterr().err

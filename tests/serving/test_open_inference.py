@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 
 from serving import Retriever, client
 from serving.batch_answer import MAX_BATCH, BatchAnswer, combined, queries_of
+from serving.choice import Chosen
 from serving.dispatcher import Dispatcher
 from serving.errors import InvalidRequestError
 from serving.health import Health
 from serving.inference_tensors import CONTEXT_ID, NUM_CANDIDATES, OUTPUTS
 from serving.open_inference import InferenceService
 from serving.telemetry import Guard
-from serving.versions import Chosen, Versions
+from serving.versions import Versions
 from serving.wire import open_inference_pb2 as wire
 from serving.wire import open_inference_pb2_grpc
 from tests.conftest import stock_client

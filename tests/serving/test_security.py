@@ -12,7 +12,7 @@ from serving.security import is_loopback, read_token
 from serving.server_options import OptionError
 from serving.wire import retrieval_pb2_grpc
 from tests.conftest import run_module, started
-from tests.serving.live import REQUEST
+from tests.serving.live import REQUEST, retrieval
 
 TOKEN = "a-token-that-is-long-enough"
 
@@ -160,3 +160,10 @@ def test_an_open_address_without_protection_is_warned_of(bundles: Path) -> None:
         *[True] * 3,
         *[False] * 4,
     ]
+
+
+def test_onnx_runtime_reports_to_nobody(bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where it keeps the id under which it does
+    with started(bundles) as (_, facts):
+        assert len(retrieval(facts["address"]).Retrieve(REQUEST, timeout=10).item_ids) == 10
+        assert list(tmp_path.iterdir()) == []

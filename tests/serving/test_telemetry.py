@@ -20,7 +20,7 @@ from serving.reports import Reports
 from serving.telemetry import Telemetry, kept_from_surprises
 from serving.wire import retrieval_pb2
 from tests.conftest import run_module, started
-from tests.serving.live import REQUEST, own_channel, retrieval
+from tests.serving.live import REQUEST, own_channel, retrieval, wait_until
 
 
 def scrape(address: str) -> dict[tuple[str, ...], float]:
@@ -106,6 +106,22 @@ def test_a_full_disk_breaks_no_call(bundles: Path) -> None:
         errors = process.communicate()[1]
     assert process.returncode == 0
     assert errors.count("access log cannot be written") == 1
+
+
+def test_a_rotated_access_log_is_begun_anew(bundles: Path, tmp_path: Path) -> None:
+    log, moved = tmp_path / "access.log", tmp_path / "access.log.1"
+    with started(bundles, "--access-log", str(log)) as (process, facts):
+        stub = retrieval(facts["address"])
+        stub.Retrieve(REQUEST, timeout=10)
+        wait_until(lambda: log.stat().st_size)
+        log.rename(moved)
+        stub.Retrieve(REQUEST, timeout=10)
+        wait_until(lambda: log.exists() and log.stat().st_size)
+        log.unlink()
+        stub.Retrieve(REQUEST, timeout=10)
+        process.terminate()
+        assert process.wait(timeout=30) == 0
+    assert [len(path.read_text().splitlines()) for path in (moved, log)] == [1, 1]
 
 
 def test_an_access_log_that_cannot_be_opened_is_one_line(bundles: Path, tmp_path: Path) -> None:

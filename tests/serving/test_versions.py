@@ -13,9 +13,10 @@ import faiss
 import numpy as np
 import pytest
 
+from serving.choice import Chosen
 from serving.errors import BundleCorruptError, BundleUnusableError, NotServingError, UnknownVersionError
 from serving.retriever import Retriever
-from serving.versions import Chosen, State, Versions, VersionStatus
+from serving.versions import State, Versions, VersionStatus
 from tests.conftest import ROOT, started
 from tests.serving.live import Admin, Call, change_manifest, load_on, prepare, publish, wait_until
 from tests.serving.test_bundle import rewrite

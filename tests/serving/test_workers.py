@@ -118,8 +118,13 @@ def test_workers_that_cannot_start_are_one_line(tmp_path: Path, bundles: Path) -
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_no_worker_outlives_a_supervisor_that_was_killed(bundles: Path) -> None:
+def test_nothing_outlives_a_supervisor_that_was_killed(
+    bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     with started(bundles, "--workers", "2") as (process, facts):
+        assert len(list(tmp_path.glob("esr-*"))) == 1
         assert client.retrieve(facts["address"], "5", 3)[2] == 1
         process.kill()
         wait_until(lambda: not any(is_running(pid) for pid in facts["worker_pids"]))
+        wait_until(lambda: not list(tmp_path.glob("esr-*")))
