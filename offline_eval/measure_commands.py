@@ -35,7 +35,7 @@ class Runtime(Command):
         from rich.progress import Progress
 
         from esr_trainer.estimators import ESTIMATORS
-        from offline_eval.plots import plot_runtime
+        from offline_eval.plots import runtime_figure, save
         from offline_eval.provenance import provenance
         from offline_eval.runtime import LARGE, SHAPES, Timing, runtime
 
@@ -60,7 +60,7 @@ class Runtime(Command):
         result = {**provenance("python -m offline_eval runtime"), "rows": [row._asdict() for row in rows]}
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "runtime.json").write_text(json.dumps(result, indent=1))
-        plot_runtime(rows, self.out / "runtime.png")
+        save(runtime_figure(rows), self.out / "runtime", ("png", "svg"))
         print(f"written: {self.out / 'runtime.json'}, {self.out / 'runtime.png'}")
         return result
 

@@ -1,19 +1,33 @@
-"""Plots of results, as files."""
+"""Plots of results: one function per figure, from data alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
+from offline_eval.cells import CellResult
 from offline_eval.runtime import Timing
-from offline_eval.summary import Row
 
 mpl.use("Agg")
+mpl.rcParams["svg.hashsalt"] = "offline_eval"  # the same data, the same file
+
+DPI = 110
 
 
-def plot_runtime(rows: Sequence[Timing], path: Path) -> None:
+def save(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path]:
+    """Write a figure as `path` with each ending, and close it."""
+    paths = [path.with_suffix(f".{ending}") for ending in formats]
+    for written in paths:
+        metadata = {"Date": None} if written.suffix == ".svg" else {}
+        figure.savefig(written, dpi=DPI, metadata=metadata)
+    plt.close(figure)
+    return paths
+
+
+def runtime_figure(rows: Sequence[Timing]) -> Figure:
     """Bars of the multiple of the floor, one group per (N, K, L, M), one colour per estimator."""
     names = list(dict.fromkeys(row.estimator for row in rows))
     groups = list(dict.fromkeys(row[1:5] for row in rows))
@@ -27,25 +41,23 @@ def plot_runtime(rows: Sequence[Timing], path: Path) -> None:
     axes.set_ylabel("training step / floor of one expert")
     axes.set_title("Runtime of a training step, one thread, batch 128, 10 dimensions")
     axes.legend(ncols=len(names), fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
-def plot_curves(rows: Sequence[Row], title: str, path: Path) -> None:
+def curves_figure(groups: Mapping[str, Sequence[CellResult]], title: str) -> Figure:
     """Policy value over steps: the mean over seeds in a band from the lowest to the highest seed, and the optimum."""
     figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
-    for row in rows:
-        whole = [result for result in row.results if not result.failure]
+    for label, results in groups.items():
+        whole = [result for result in results if not result.failure]
         if not whole:
             continue
         values = np.array([result.policy_value for result in whole])
-        (line,) = axes.plot(whole[0].steps, values.mean(axis=0), label=row.label)
+        (line,) = axes.plot(whole[0].steps, values.mean(axis=0), label=label)
         axes.fill_between(whole[0].steps, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2)
-    for optimum in {row.references["optimal"] for row in rows}:
+    for optimum in {result.references["optimal"] for results in groups.values() for result in results}:
         axes.axhline(optimum, color="black", linewidth=0.8, linestyle="--")
     axes.set_xlabel("gradient steps (dashed: the optimum)")
     axes.set_ylabel("policy value")
     axes.set_title(title)
     axes.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
