@@ -9,6 +9,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from offline_eval.cells import CellResult
+from offline_eval.gradient_variance import EXACT, LABELS, REST, ZERO, GradientError
+from offline_eval.inclusion_error import PaperError
 from offline_eval.runtime import Timing
 
 mpl.use("Agg")
@@ -60,4 +62,39 @@ def curves_figure(groups: Mapping[str, Sequence[CellResult]], title: str) -> Fig
     axes.set_ylabel("policy value")
     axes.set_title(title)
     axes.legend(fontsize=8)
+    return figure
+
+
+def variance_figure(rows: Sequence[GradientError]) -> Figure:
+    """Variance and bias of a sample of each estimator's gradient over K, relative to the exact one; a row per LSR."""
+    lsrs = list(dict.fromkeys(row.lsr for row in rows))
+    figure, grid = plt.subplots(len(lsrs), 2, figsize=(11, 4 * len(lsrs)), layout="constrained", squeeze=False)
+    for (of_variance, of_bias), lsr in zip(grid, lsrs, strict=True):
+        for name in dict.fromkeys(row.estimator for row in rows):
+            own = [row for row in rows if (row.lsr, row.estimator) == (lsr, name) and row.variance > ZERO]
+            counts, style = [row.num_candidates for row in own], "--" if name in (EXACT, REST) else "-"
+            of_variance.semilogy(counts, [row.variance for row in own], style, label=LABELS.get(name, name))
+            of_bias.plot(counts, [row.bias for row in own], style, label=LABELS.get(name, name))
+        of_variance.set_ylabel("variance / |exact gradient|²")
+        of_bias.set_ylabel("bias / |exact gradient|")
+        of_bias.set_yscale("symlog", linthresh=1)
+        for axes in (of_variance, of_bias):
+            axes.set_xlabel("K")
+            axes.set_title(f"{lsr} LSR")
+    grid[0, 0].legend(fontsize=7)
+    return figure
+
+
+def errors_figure(rows: Sequence[PaperError]) -> Figure:
+    """Table 5's errors of whole sets over K, a panel per temperature."""
+    temperatures = list(dict.fromkeys(row.temperature for row in rows))
+    figure, panels = plt.subplots(1, len(temperatures), figsize=(11, 4), layout="constrained", sharey=True)
+    for axes, temperature in zip(panels, temperatures, strict=True):
+        own = [row for row in rows if row.temperature == temperature]
+        for name in own[0].of_sets:
+            axes.loglog([row.num_candidates for row in own], [row.of_sets[name] for row in own], "o-", label=name)
+        axes.set_title(f"logits N(0, 1) / {temperature:g}")
+        axes.set_xlabel("K")
+    panels[0].set_ylabel("sum |pi - pi of draws| / K")
+    panels[0].legend(fontsize=8)
     return figure

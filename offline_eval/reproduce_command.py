@@ -1,6 +1,8 @@
 """`python -m offline_eval reproduce`."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,10 +13,13 @@ from esr_trainer.command_line import Command, UsageError, note, show
 from esr_trainer.config import DeviceName
 
 if TYPE_CHECKING:
-    from offline_eval.cells import Cell, CellResult
-    from offline_eval.experiments import Answer
+    from matplotlib.figure import Figure
 
-PaperName = Literal["table2", "table3", "table4", "table6", "figure3"]
+    from offline_eval.cells import Cell, CellResult
+    from offline_eval.grids import Grid
+    from offline_eval.measurements import Measurement
+
+PaperName = Literal["table2", "table3", "table4", "table5", "table6", "figure3", "figure4", "variance"]
 StudyName = Literal["presets", "grid", "best", "where", "uniform-lsr", "premise", "held-out"]
 
 
@@ -26,10 +31,11 @@ class Reproduce(Command):
     """
 
     name: CliPositionalArg[PaperName | StudyName]
-    """table2: K and the LSR; table3: slots and experts; table4: KuaiRec; table6: GRPO; figure3: learning curves, and
-    how much sooner; presets: the paper's setting; grid: initialisation x optimizer x learning rate x entropy bonus;
-    best: each estimator at its own best of grid; where: over K, M, L, LSR and world; uniform-lsr: what helps under it;
-    premise: proxies on as many interactions; held-out: contexts and items that were never met."""
+    """table2: K and the LSR; table3: slots and experts; table4: KuaiRec; table5: inclusion probabilities; table6: GRPO;
+    figure3: learning curves, and how much sooner; figure4: runtime; variance: of gradients; presets: the paper's
+    setting; grid: initialisation x optimizer x learning rate x entropy bonus; best: each estimator at its own best of
+    grid; where: over K, M, L, LSR and world; uniform-lsr: what helps under it; premise: proxies on as many
+    interactions; held-out: contexts and items that were never met."""
     budget: Literal["smoke", "short", "paper"] = "short"
     """smoke: 2 seeds, a few steps; short: 3 seeds, 50,000 steps of the paper's preset, 5,000 of ours; paper: 10 seeds,
     500,000 and 50,000 steps."""
@@ -52,13 +58,40 @@ class Reproduce(Command):
 
     def run(self) -> Mapping[str, Any]:
         """Run what is missing; print and plot what is there."""
+        from offline_eval.measurements import MEASUREMENTS
+
+        measurement = MEASUREMENTS.get(self.name)
+        path = self.results / f"{measurement.file if measurement else self.name}.json"
+        if self.resume == "never" and path.exists():
+            raise UsageError(f"resume (never): {path} is there; name another folder with --results, or leave it out")
+        return self.measured(measurement, path) if measurement else self.learned()
+
+    def measured(self, measurement: "Measurement", path: Path) -> Mapping[str, Any]:
+        """Measure, unless that was done; print and plot."""
+        from rich.console import Console
+        from rich.progress import track
+
+        from offline_eval.measurements import stored_rows
+        from offline_eval.provenance import provenance
+
+        rows = stored_rows(measurement, self.results)
+        if rows:
+            note(f"{path} is there and shown as it is; move it away to measure again")
+        else:
+            rows = list(track(measurement.measure(self.budget), self.name, console=Console(stderr=True)))
+            content = provenance(f"{measurement.command} --budget {self.budget}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({**content, "rows": [row._asdict() for row in rows]}, indent=1))
+        grids = measurement.grids(rows)
+        self.show(grids, {measurement.figure: partial(measurement.draw, rows)})
+        return {"results": str(path), "tables": [grid._asdict() for grid in grids]}
+
+    def learned(self) -> Mapping[str, Any]:
+        """Run what is missing; print and plot what is there."""
         from offline_eval.cells import known_results
         from offline_eval.experiments import EXPERIMENTS
         from offline_eval.plan import BUDGETS, Plan
 
-        path = self.results / f"{self.name}.json"
-        if self.resume == "never" and path.exists():
-            raise UsageError(f"resume (never): {path} is there; name another folder with --results, or leave it out")
         budget = BUDGETS[self.budget]
         shared = self.shared if self.shared and self.shared.is_dir() else None
         if shared is None:
@@ -73,7 +106,7 @@ class Reproduce(Command):
         if len(found) < len(cells):
             note(f"stopped: {len(found)} of {len(cells)} runs are there; the same command goes on")
         answer = experiment.answer(plan, found)
-        self.show(answer)
+        self.show(answer.grids, answer.figures)
         return {"results": str(self.results), **answer.as_json()}
 
     def check_device(self, cells: Sequence["Cell"]) -> None:
@@ -116,16 +149,16 @@ class Reproduce(Command):
         seeds = f" --seeds {self.seeds}" if self.seeds else ""
         return f"python -m offline_eval reproduce {self.name} --budget {self.budget}{seeds}"
 
-    def show(self, answer: "Answer") -> None:
+    def show(self, grids: Sequence["Grid"], figures: Mapping[str, Callable[[], "Figure"]]) -> None:
         """Print the tables; write the figures."""
         from offline_eval.grids import rich_table
 
-        for grid in answer.grids:
+        for grid in grids:
             show(rich_table(grid))
-        if answer.figures:
+        if figures:
             from offline_eval.plots import save
 
-            for name, draw in answer.figures.items():
+            for name, draw in figures.items():
                 written = save(draw(), self.results / name, ("png", "svg", "pdf") if self.pdf else ("png", "svg"))
                 print(f"figure: {', '.join(map(str, written))}")
         print(f"results: {self.results}")
