@@ -1,13 +1,13 @@
 """Cells: the runs that an experiment is made of, each in a process of its own kind, stored as soon as it ends.
 
-A finished cell is never computed again: an experiment that was stopped goes on where it was.
+A finished cell is never computed again, whichever experiment asks for it, and a long one goes on where it was.
 """
 
+import hashlib
 import os
+import shutil
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class CellResult(Options):
     failure: str | None
     """Why the run ended early (a loss or gradient that is not finite), or None."""
     seconds: float
-    """Wall time, evaluations included."""
+    """Wall time, evaluations included, since it was last taken up."""
     commit: str
     """The code that ran it."""
 
@@ -72,12 +72,17 @@ class Results(Options):
     results: list[CellResult]
 
 
-def run_cell(cell: Cell) -> CellResult:
-    """Run one cell, here and now."""
+def run_cell(cell: Cell, unfinished: Path) -> CellResult:
+    """Run one cell, here and now, or what is left of it.
+
+    Args:
+        cell: what to run.
+        unfinished: the folder where cells keep how far they have come.
+    """
     from offline_eval.learners import LEARNERS
 
     began = time.perf_counter()
-    curve = LEARNERS[cell.learner](cell.config)
+    curve = LEARNERS[cell.learner](cell.config, folder_of(cell, unfinished))
     return CellResult(
         cell=cell,
         steps=curve.steps,
@@ -89,15 +94,26 @@ def run_cell(cell: Cell) -> CellResult:
     )
 
 
-def run_cells(cells: Sequence[Cell], workers: int) -> Iterator[CellResult]:
-    """Run cells in worker processes of one thread each; each result as soon as it is there."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they import torch
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    try:
-        for future in as_completed([pool.submit(run_cell, cell) for cell in cells]):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+def folder_of(cell: Cell, unfinished: Path) -> Path:
+    """Where a cell keeps how far it has come: other code begins it anew."""
+    return unfinished / hashlib.sha256(f"{cell.key} {commit()}".encode()).hexdigest()[:16]
+
+
+def forget(cell: Cell, unfinished: Path) -> None:
+    """Remove what a cell kept on its way; its result is stored."""
+    shutil.rmtree(folder_of(cell, unfinished), ignore_errors=True)
+
+
+def known_results(folder: Path) -> dict[str, CellResult]:
+    """Every finished cell of a folder's result files, by its key: experiments share what they have in common.
+
+    Raises:
+        UsageError: a file is named as an experiment's and is none.
+    """
+    from offline_eval.experiments import EXPERIMENTS
+
+    files = [folder / f"{name}.json" for name in EXPERIMENTS]
+    return {result.cell.key: result for path in files for result in read_results(path)}
 
 
 def read_results(path: Path) -> list[CellResult]:

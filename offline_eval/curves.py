@@ -31,8 +31,9 @@ class Curve(NamedTuple):
 
 
 def world_of(config: TrainConfig) -> World:
-    """The settings' world."""
-    return open_once(config.environment, config.data, config.world_seed, config.contexts, config.items)
+    """The settings' world, on their device."""
+    world = open_once(config.environment, config.data, config.world_seed, config.contexts, config.items)
+    return world.to(config.device)
 
 
 def new_run(config: TrainConfig) -> Trainer:
@@ -58,7 +59,7 @@ def learn(
     references: dict[str, float],
     value: Callable[[Trainer], float] = value_of,
 ) -> Curve:
-    """Advance to the last step, valuing the policy every `evaluate_every` steps.
+    """Advance from the first step to the last, valuing the policy every `evaluate_every` steps.
 
     Args:
         trainer: at its first step.
@@ -66,7 +67,30 @@ def learn(
         references: what the values are read against.
         value: what the policy is worth.
     """
-    curve = Curve([0], [value(trainer)], references)
+    return go_on(trainer, first_value(trainer, references, value), advance, value, lambda curve: None)
+
+
+def first_value(trainer: Trainer, references: dict[str, float], value: Callable[[Trainer], float]) -> Curve:
+    """The curve of a run at its first step."""
+    return Curve([0], [value(trainer)], references)
+
+
+def go_on(
+    trainer: Trainer,
+    curve: Curve,
+    advance: Callable[[], None],
+    value: Callable[[Trainer], float],
+    keep: Callable[[Curve], None],
+) -> Curve:
+    """Advance to the last step; arguments as for `learn`.
+
+    Args:
+        trainer: at the curve's last step.
+        curve: what is known so far; it is prolonged in place.
+        advance: takes the trainer a step further.
+        value: what the policy is worth.
+        keep: called with the curve after each evaluation.
+    """
     while trainer.step < trainer.config.steps:
         try:
             advance()
@@ -75,4 +99,5 @@ def learn(
         if trainer.evaluation_is_due:
             curve.steps.append(trainer.step)
             curve.policy_value.append(value(trainer))
+            keep(curve)
     return curve

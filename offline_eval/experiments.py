@@ -1,217 +1,89 @@
-"""EXPERIMENTS: which runs answer which question.
+"""EXPERIMENTS: every question that `reproduce` answers by runs: the paper's tables, its curves, and our own studies."""
 
-Data: the published synthetic world and the semi-synthetic KuaiRec matrix, where a folder that holds them is named;
-generated worlds stand in otherwise.
-"""
-
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from esr_trainer.command_line import UsageError
-from esr_trainer.config import V_FAMILY, TrainConfig
-from offline_eval.cells import Cell, CellResult, read_results
+from offline_eval.cells import Cell, CellResult
+from offline_eval.grids import Grid
+from offline_eval.paper_tables import PAPER_TABLES, PRESET_LABELS, PRESETS, PaperTable, cells_of, paper_grid
+from offline_eval.plan import Plan
+from offline_eval.speed import by_estimator, curve_cells, speed_grid
+from offline_eval.studies import STUDIES, Study
+from offline_eval.summary import Row, summarise
+from offline_eval.tables import experiment_grid
 
-SYNTHETIC = Path("golden/synthetic_env.npz")
-KUAIREC = Path("data/kuairec/small_matrix_semisynthetic.npz")
-USER_FEATURES = Path("data/kuairec/user_features.csv")
-ITEM_CATEGORIES = Path("data/kuairec/item_categories.csv")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-CONTENDERS = ("v", "v-swr", "ca", "top1", "ca-poisson")
-"""With one expert ca-swr is top1."""
-
-GRID = {
-    "adam": (0.03, 0.01, 0.003),
-    "adagrad": (0.3, 0.1, 0.03),
-}
-"""Learning rates that are tried, by optimizer."""
-
-SELECTION_SEED = 1000
-"""Settings are chosen on this seed; the runs that are compared have others."""
+MOST_CURVES = 12
+"""Rows up to which a plot can be read."""
 
 
-class Budget(NamedTuple):
-    """How much is spent."""
+class Answer(NamedTuple):
+    """What the finished runs of an experiment say."""
 
-    seeds: int
-    paper_steps: int
-    """Gradient steps of the paper's preset."""
-    steps: int
-    """Gradient steps of the default preset."""
+    grids: Sequence[Grid]
+    figures: Mapping[str, "Callable[[], Figure]"]
+    """File name without its ending -> draws it."""
+    rows: Sequence[Row]
+    """The runs that differ by their seed alone."""
 
-
-BUDGETS: Mapping[str, Budget] = {
-    "smoke": Budget(2, 30, 20),
-    "short": Budget(3, 50_000, 5_000),
-    "paper": Budget(10, 500_000, 50_000),
-}
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return {"rows": [row.as_json() for row in self.rows], "tables": [grid._asdict() for grid in self.grids]}
 
 
-class Plan(NamedTuple):
-    """What an experiment may read."""
-
-    budget: Budget
-    shared: Path | None
-    """Folder of the data, or None for generated worlds."""
-    results: Path
-    """Folder of the results, where an experiment may look up another's."""
-
-    def config(self, data: Path = SYNTHETIC, **settings: Any) -> TrainConfig:
-        """Settings on a world's file, or on the generated world of that name."""
-        world = {"environment": "kuairec" if data == KUAIREC else "synthetic"}
-        base = {**world, "candidates": 10, "experts": 1, "steps": self.budget.steps}
-        chosen = {**base, **({"data": self.shared / data} if self.shared else {}), **settings}
-        evaluations = {"evaluate_every": max(10, chosen["steps"] // 100), "checkpoint_every": chosen["steps"]}
-        return TrainConfig.model_validate({**evaluations, **chosen})
-
-    def cells(self, *configs: TrainConfig, learner: str = "policy-gradient") -> list[Cell]:
-        """Every configuration with every seed."""
-        return [
-            Cell(learner=learner, config=config.model_copy(update={"seed": seed}))
-            for config, seed in itertools.product(configs, range(self.budget.seeds))
-        ]
+Found = Mapping[str, CellResult]
+"""The finished cells of an experiment, by their key."""
 
 
 class Experiment(NamedTuple):
-    """A question, and the runs that answer it."""
+    """A question, the runs that answer it, and how the answer is shown."""
 
-    question: str
     cells: Callable[[Plan], Sequence[Cell]]
-    reference: Mapping[str, str | float]
-    """Settings of the run that each other one is compared with, seed by seed; the rest of its settings are the
-    other's own."""
+    answer: Callable[[Plan, Found], Answer]
 
 
-def presets(plan: Plan) -> list[Cell]:
-    """The published setting, and exact V-PG for as long under both presets."""
-    steps = plan.budget.paper_steps
-    paper = [plan.config(preset="paper", estimator=name, steps=steps) for name in CONTENDERS]
-    return plan.cells(*paper)
+def study_answer(name: str, study: Study, plan: Plan, found: Found) -> Answer:
+    """Means, steps to the optimum and paired differences; curves where they can be told apart."""
+    rows = summarise(list(found.values()), study.reference)
+
+    def draw() -> "Figure":
+        from offline_eval.plots import curves_figure
+
+        return curves_figure({row.label: row.results for row in rows}, study.question)
+
+    figures = {name: draw} if rows and len(rows) <= MOST_CURVES else {}
+    return Answer([experiment_grid(rows, study.question, study.reference)], figures, rows)
 
 
-def grid(plan: Plan) -> list[Cell]:
-    """Initialisation x optimizer x learning rate x entropy bonus for each estimator; V-PG with its baseline."""
-    cells = []
-    for estimator, init_std, (optimizer, rates), entropy in itertools.product(
-        CONTENDERS, (1.0, 0.1), GRID.items(), (0.0, 0.1)
-    ):
-        for rate in rates:
-            config = plan.config(
-                estimator=estimator,
-                init_std=init_std,
-                optimizer=optimizer,
-                learning_rate=rate,
-                entropy=entropy,
-                variance_reduction="baseline" if estimator in V_FAMILY else "none",
-                steps=plan.budget.steps // 2,
-                seed=SELECTION_SEED,
-            )
-            cells.append(Cell(learner="policy-gradient", config=config))
-    return cells
+def table_answer(table: PaperTable, plan: Plan, found: Found) -> Answer:
+    """The paper's numbers beside ours."""
+    return Answer([paper_grid(table, plan, found)], {}, summarise(list(found.values()), {}))
 
 
-def best(plan: Plan) -> list[Cell]:
-    """Each estimator at its own best of `grid`."""
-    found = read_results(plan.results / "grid.json")
-    if missing := [cell for cell in grid(plan) if cell.key not in {result.cell.key for result in found}]:
-        raise UsageError(f"best follows grid, of which {len(missing)} cells are not there: run `reproduce grid` first")
-    wanted = {cell.key for cell in grid(plan)}
-    chosen = []
-    for name in CONTENDERS:
-        of_estimator = [r for r in found if r.cell.key in wanted and r.cell.config.estimator == name]
-        chosen.append(max(of_estimator, key=final_value).cell.config)
-    return plan.cells(*(plan.config(**settings_of_optimizer(config)) for config in chosen))
+def curves_answer(plan: Plan, found: Found) -> Answer:
+    """A figure per preset, and what is claimed of the curves."""
 
+    def draw(groups: Mapping[str, Sequence[CellResult]], title: str) -> "Figure":
+        from offline_eval.plots import curves_figure
 
-def final_value(result: CellResult) -> float:
-    """The policy value at the end; a run that failed has none."""
-    return float("-inf") if result.failure else result.policy_value[-1]
+        return curves_figure(groups, title)
 
-
-def settings_of_optimizer(config: TrainConfig) -> dict[str, Any]:
-    """What `grid` varies."""
-    varied = {"estimator", "init_std", "optimizer", "learning_rate", "entropy", "variance_reduction"}
-    return config.model_dump(include=varied)
-
-
-VARIATIONS: Sequence[Mapping[str, Any]] = (
-    {},
-    {"candidates": 5},
-    {"candidates": 20},
-    {"candidates": 50},
-    {"experts": 5},
-    {"slate": 5},
-    {"lsr": "noisy"},
-    {"lsr": "uniform"},
-    {"lsr": "anti"},
-    {"data": KUAIREC, "candidates": 100},
-)
-"""What `where` changes, one at a time, from K = 10, L = 1, M = 1 and the optimal LSR on the synthetic world."""
-
-
-def where(plan: Plan) -> list[Cell]:
-    """The CA family over K, M, L, LSR and world, at the default preset."""
-    steps = plan.budget.steps // 5
-    names = ("top1", "ca", "ca-poisson")
-    return plan.cells(*(plan.config(estimator=n, **{"steps": steps, **v}) for v in VARIATIONS for n in names))
-
-
-def uniform_lsr(plan: Plan) -> list[Cell]:
-    """Under the uniform LSR: with and without the control variate and the entropy bonus."""
-    ways: list[dict[str, Any]] = [{"entropy": 0.0}]
-    ways += [{"variance_reduction": "control-variate", "entropy": weight} for weight in (0.0, 0.1)]
-    names = ("top1", "ca-poisson")
-    return plan.cells(*(plan.config(estimator=n, lsr="uniform", **way) for n in names for way in ways))
-
-
-def premise(plan: Plan) -> list[Cell]:
-    """Proxies on the same number of interactions, at several learning rates, beside policy gradient."""
-    from offline_eval.proxies import LEARNERS
-
-    rates, steps = (0.03, 0.01), plan.budget.steps * 2 // 5
-    cells = plan.cells(*(plan.config(estimator=name, steps=steps) for name in ("top1", "ca-poisson")))
-    cells += plan.cells(plan.config(estimator="v", variance_reduction="baseline", steps=steps))
-    for learner in LEARNERS:
-        tried = rates[:1] if learner.startswith("popularity") else rates
-        configs = [plan.config(estimator="ca-poisson", learning_rate=rate, steps=steps) for rate in tried]
-        cells += plan.cells(*configs, learner=learner)
-    return cells
-
-
-def held_out(plan: Plan) -> list[Cell]:
-    """Feature towers on KuaiRec: a fifth of the contexts, or of the items, is never learned from."""
-    from offline_eval.held_out import LEARNERS
-
-    if plan.shared is None:
-        raise UsageError("held-out needs feature tables: name the data's folder with --shared")
-    config = plan.config(
-        KUAIREC,
-        estimator="ca-poisson",
-        candidates=50,
-        steps=plan.budget.steps // 10,
-        learning_rate=0.03,
-        context_features=plan.shared / USER_FEATURES,
-        item_features=plan.shared / ITEM_CATEGORIES,
-    )
-    return [cell for learner in LEARNERS for cell in plan.cells(config, learner=learner)]
+    figures = {
+        f"figure3-{preset}": partial(draw, groups, f"Synthetic world, K = 10, {PRESET_LABELS[preset]}")
+        for preset in PRESETS
+        if (groups := by_estimator(list(found.values()), preset))
+    }
+    return Answer([speed_grid(found)], figures, summarise(list(found.values()), {}))
 
 
 EXPERIMENTS: Mapping[str, Experiment] = {
-    "presets": Experiment("What do the paper's setting and the default one reach?", presets, {"estimator": "top1"}),
-    "grid": Experiment("Which initialisation, optimizer, learning rate and bonus suit each estimator?", grid, {}),
-    "best": Experiment("Each estimator at its own best of the grid: which learns most?", best, {"estimator": "top1"}),
-    "where": Experiment("Where does the closed form win, and where not?", where, {"estimator": "top1"}),
-    "uniform-lsr": Experiment(
-        "What helps where the LSR shows any candidate?",
-        uniform_lsr,
-        {"estimator": "top1", "variance_reduction": "control-variate", "entropy": 0.0},
-    ),
-    "premise": Experiment(
-        "What do proxies reach with the same number of interactions?",
-        premise,
-        {"estimator": "top1", "learner": "policy-gradient"},
-    ),
-    "held-out": Experiment("What is known of contexts, or items, that were never met?", held_out, {}),
+    **{
+        name: Experiment(partial(cells_of, table), partial(table_answer, table)) for name, table in PAPER_TABLES.items()
+    },
+    "figure3": Experiment(curve_cells, curves_answer),
+    **{name: Experiment(study.cells, partial(study_answer, name, study)) for name, study in STUDIES.items()},
 }
 """Name -> experiment."""

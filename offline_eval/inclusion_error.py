@@ -50,6 +50,59 @@ def inclusion_errors(num_items: int, draws: int) -> Iterable[InclusionError]:
                 yield InclusionError(temperature, num_experts, quota, errors_of(logits, quota * num_experts, expected))
 
 
+class PaperError(NamedTuple):
+    """A column of table 5."""
+
+    temperature: float
+    num_candidates: int
+    gap: float
+    """Mean logit of the top K less the mean logit of all."""
+    of_sets: dict[str, float]
+    """Estimator -> sum_a |pi(a) - pi of the draws| / K."""
+    of_best: dict[str, float]
+    """Estimator -> |pi - pi of the draws| / pi of the draws of the item of the highest logit."""
+
+
+PAPER_NAMES = ("ca", "ca-swr", "ca-poisson", "ca-heads")
+PAPER_ITEMS = 3327
+PAPER_CANDIDATES = (5, 25, 100, 250)
+"""K is not legible in the source; with as many N(0, 1) logits these K have its mean logit gaps, 3.20 to 1.89."""
+
+
+def paper_errors(draws: int, num_items: int = PAPER_ITEMS) -> Iterable[PaperError]:
+    """Table 5: temperature falls from group to group, K grows within each; one expert, one context.
+
+    Args:
+        draws: candidate sets per row, in whole chunks of CHUNK.
+        num_items: N.
+
+    Yields:
+        A row as soon as it is worked out. `ca-swr` follows an item's share of the draws, so its error is K times that
+        share's, held to 1.
+    """
+    for temperature in TEMPERATURES:
+        generator = torch.Generator().manual_seed(7)
+        logits = torch.randn((1, 1, num_items), generator=generator, dtype=torch.float64) / temperature
+        for num_candidates in PAPER_CANDIDATES:
+            expected = drawn_inclusion(logits, num_candidates, draws)
+            found = paper_probabilities(logits, num_candidates)
+            best = int(logits[0, 0].argmax())
+            yield PaperError(
+                temperature,
+                num_candidates,
+                float(logits[0, 0].topk(num_candidates).values.mean() - logits.mean()),
+                {name: float((pi - expected).abs().sum() / num_candidates) for name, pi in found.items()},
+                {name: float((pi[best] - expected[best]).abs() / expected[best]) for name, pi in found.items()},
+            )
+
+
+def paper_probabilities(logits: Tensor, num_candidates: int) -> dict[str, Tensor]:
+    """Every estimator's inclusion probabilities, (N,): (1, 1, N) logits."""
+    items = torch.arange(logits.shape[2])[None]
+    found = {name: ESTIMATORS[name](logits, items, items[:, :num_candidates]).exp()[0] for name in PAPER_NAMES}
+    return found | {"ca-swr": (num_candidates * found["ca-swr"]).clamp(max=1)}
+
+
 def errors_of(logits: Tensor, num_candidates: int, expected: Tensor) -> dict[str, float]:
     """Every estimator's error against the inclusion probabilities of the draws, (N,)."""
     items = torch.arange(logits.shape[2])[None]

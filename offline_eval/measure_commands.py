@@ -32,24 +32,15 @@ class Runtime(Command):
         os.environ["OMP_NUM_THREADS"] = "1"
         import torch
         from rich.console import Console
-        from rich.progress import Progress
+        from rich.progress import track
 
-        from esr_trainer.estimators import ESTIMATORS
-        from offline_eval.plots import plot_runtime
+        from offline_eval.plots import runtime_figure, save
         from offline_eval.provenance import provenance
-        from offline_eval.runtime import LARGE, SHAPES, Timing, runtime
+        from offline_eval.runtime import whole_runtime
 
         torch.set_num_threads(1)
-        names: list[Any] = [name for name in ESTIMATORS if name != "top1"]  # top1 is ca-swr
-        plan: list[tuple[int, tuple[tuple[int, int, int], ...], int]] = [(1000, SHAPES, self.repeats)]
-        plan += [(num_items, ((100, 1, 1),), max(3, 10 * self.repeats // (num_items // 1000))) for num_items in LARGE]
-        rows: list[Timing] = []
-        with Progress(console=Console(stderr=True)) as progress:
-            task = progress.add_task("timing", total=(len(SHAPES) + len(LARGE) * self.large) * len(names))
-            for num_items, shapes, repeats in plan[: None if self.large else 1]:
-                for row in runtime(names, shapes, num_items, repeats):
-                    rows.append(row)
-                    progress.advance(task)
+        rows = list(track(whole_runtime(self.repeats, self.large), "timing", console=Console(stderr=True)))
+        names = list(dict.fromkeys(row.estimator for row in rows))
         table = Table("items", "K, L, M", "floor ms", *names, title="ms per training step (multiple of the floor)")
         for start in range(0, len(rows), len(names)):
             group = rows[start : start + len(names)]
@@ -60,7 +51,7 @@ class Runtime(Command):
         result = {**provenance("python -m offline_eval runtime"), "rows": [row._asdict() for row in rows]}
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "runtime.json").write_text(json.dumps(result, indent=1))
-        plot_runtime(rows, self.out / "runtime.png")
+        save(runtime_figure(rows), self.out / "runtime", ("png", "svg"))
         print(f"written: {self.out / 'runtime.json'}, {self.out / 'runtime.png'}")
         return result
 

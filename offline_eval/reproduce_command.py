@@ -1,78 +1,164 @@
 """`python -m offline_eval reproduce`."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveInt
 from pydantic_settings import CliPositionalArg
 
-from esr_trainer.command_line import Command, note, show
+from esr_trainer.command_line import Command, UsageError, note, show
+from esr_trainer.config import DeviceName
 
-ExperimentName = Literal["presets", "grid", "best", "where", "uniform-lsr", "premise", "held-out"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-MOST_CURVES = 12
-"""Rows up to which a plot can be read."""
+    from offline_eval.cells import Cell, CellResult
+    from offline_eval.grids import Grid
+    from offline_eval.measurements import Measurement
+
+PaperName = Literal["table2", "table3", "table4", "table5", "table6", "figure3", "figure4", "variance"]
+StudyName = Literal["presets", "grid", "best", "where", "uniform-lsr", "premise", "held-out"]
 
 
 class Reproduce(Command):
-    """Run an experiment: many training runs, their means over seeds, and paired differences.
+    """Run an experiment: many training runs, their means over seeds, and what was published beside them.
 
-    Finished runs are kept in <results>/<name>.json and never computed again, so an experiment that was stopped goes on
-    where it was.
+    Finished runs are kept in <results>/<name>.json and never computed again, by whichever experiment they were run; one
+    that is stopped or killed goes on from <results>/unfinished. So the same command goes on where it was.
     """
 
-    name: CliPositionalArg[ExperimentName]
-    """presets: the paper's setting; grid: initialisation x optimizer x learning rate x entropy bonus; best: each
-    estimator at its own best of grid; where: over K, M, L, LSR and world; uniform-lsr: what helps under it; premise:
-    proxies on as many interactions; held-out: contexts and items that were never met."""
+    name: CliPositionalArg[PaperName | StudyName]
+    """table2: K and the LSR; table3: slots and experts; table4: KuaiRec; table5: inclusion probabilities; table6: GRPO;
+    figure3: learning curves, and how much sooner; figure4: runtime; variance: of gradients; presets: the paper's
+    setting; grid: initialisation x optimizer x learning rate x entropy bonus; best: each estimator at its own best of
+    grid; where: over K, M, L, LSR and world; uniform-lsr: what helps under it; premise: proxies on as many
+    interactions; held-out: contexts and items that were never met."""
     budget: Literal["smoke", "short", "paper"] = "short"
-    """smoke: 2 seeds, seconds a run; short: 3 seeds, 50,000 steps of the paper's preset, 5,000 of ours; paper: 10
-    seeds, 500,000 and 50,000 steps."""
+    """smoke: 2 seeds, a few steps; short: 3 seeds, 50,000 steps of the paper's preset, 5,000 of ours; paper: 10 seeds,
+    500,000 and 50,000 steps."""
+    preset: Literal["both", "paper", "default"] = "both"
+    """Run what one preset takes part in; its steps are fewer and dearer, or more and cheaper."""
     seeds: PositiveInt | None = None
     """Number of seeds; default the budget's."""
     workers: PositiveInt = 2
     """Processes, of one thread each."""
+    device: DeviceName = "cpu"
+    """Where the runs compute; on `cuda` they are runs of their own, with draws of their own."""
     shared: Path | None = Path("../shared")
     """Folder with golden/synthetic_env.npz and data/kuairec; where it is missing, generated worlds stand in."""
     results: Path = Path("offline_eval/results")
     """Folder of the results."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto` goes on with finished and half-finished runs; `never` refuses where the experiment's file is there."""
+    pdf: bool = False
+    """Write the figures as PDF too, beside PNG and SVG."""
 
     def run(self) -> Mapping[str, Any]:
         """Run what is missing; print and plot what is there."""
+        from offline_eval.measurements import MEASUREMENTS
 
+        measurement = MEASUREMENTS.get(self.name)
+        path = self.results / f"{measurement.file if measurement else self.name}.json"
+        if self.resume == "never" and path.exists():
+            raise UsageError(f"resume (never): {path} is there; name another folder with --results, or leave it out")
+        return self.measured(measurement, path) if measurement else self.learned()
+
+    def measured(self, measurement: "Measurement", path: Path) -> Mapping[str, Any]:
+        """Measure, unless that was done; print and plot."""
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import track
 
-        from offline_eval.cells import read_results, run_cells, write_results
-        from offline_eval.experiments import BUDGETS, EXPERIMENTS, Plan
-        from offline_eval.plots import plot_curves
-        from offline_eval.summary import summarise
-        from offline_eval.tables import experiment_table
+        from offline_eval.measurements import stored_rows
+        from offline_eval.provenance import provenance
 
-        experiment = EXPERIMENTS[self.name]
+        rows = stored_rows(measurement, self.results)
+        if rows:
+            note(f"{path} is there and shown as it is; move it away to measure again")
+        else:
+            rows = list(track(measurement.measure(self.budget), self.name, console=Console(stderr=True)))
+            content = provenance(f"{measurement.command} --budget {self.budget}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({**content, "rows": [row._asdict() for row in rows]}, indent=1))
+        grids = measurement.grids(rows)
+        self.show(grids, {measurement.figure: partial(measurement.draw, rows)})
+        return {"results": str(path), "tables": [grid._asdict() for grid in grids]}
+
+    def learned(self) -> Mapping[str, Any]:
+        """Run what is missing; print and plot what is there."""
+        from offline_eval.cells import known_results
+        from offline_eval.experiments import EXPERIMENTS
+        from offline_eval.plan import BUDGETS, Plan
+
         budget = BUDGETS[self.budget]
         shared = self.shared if self.shared and self.shared.is_dir() else None
         if shared is None:
             note(f"shared ({self.shared}) is not a folder: generated worlds stand in for the published data")
-        plan = Plan(budget._replace(seeds=self.seeds or budget.seeds), shared, self.results)
-        cells = {cell.key: cell for cell in experiment.cells(plan)}
-        path = self.results / f"{self.name}.json"
-        found = {result.cell.key: result for result in read_results(path)}
-        missing = [cell for key, cell in cells.items() if key not in found]
-        command = f"python -m offline_eval reproduce {self.name} --budget {self.budget}" + (
-            f" --seeds {self.seeds}" if self.seeds else ""
-        )
+        plan = Plan(budget._replace(seeds=self.seeds or budget.seeds), shared, self.results, self.device)
+        experiment = EXPERIMENTS[self.name]
+        cells = {cell.key: cell for cell in experiment.cells(plan) if self.preset in ("both", cell.config.preset)}
+        self.check_device(list(cells.values()))
+        known = known_results(self.results)
+        known |= self.run_missing(cells, known)
+        found = {key: known[key] for key in cells if key in known}
+        if len(found) < len(cells):
+            note(f"stopped: {len(found)} of {len(cells)} runs are there; the same command goes on")
+        answer = experiment.answer(plan, found)
+        self.show(answer.grids, answer.figures)
+        return {"results": str(self.results), **answer.as_json()}
+
+    def check_device(self, cells: Sequence["Cell"]) -> None:
+        """Raise a UsageError where the device is not there, or a learner cannot compute on it."""
+        import torch
+
+        from offline_eval.learners import ON_ANY_DEVICE
+
+        if self.device == "cpu":
+            return
+        if not torch.cuda.is_available():
+            raise UsageError(f"device ({self.device}): this machine, or this build of torch, has none")
+        if others := [cell.learner for cell in cells if cell.learner not in ON_ANY_DEVICE]:
+            raise UsageError(f"device ({self.device}): {others[0]} learns on the cpu alone")
+
+    def run_missing(self, cells: Mapping[str, "Cell"], known: Mapping[str, "CellResult"]) -> dict[str, "CellResult"]:
+        """Run what nobody has run; each result is stored as soon as it is there."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from offline_eval.cells import forget, read_results, write_results
+        from offline_eval.workers import run_cells
+
+        path, unfinished = self.results / f"{self.name}.json", self.results / "unfinished"
+        missing = [cell for key, cell in cells.items() if key not in known]
+        own = {result.cell.key: result for result in read_results(path)}
         columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task("", total=len(cells), completed=len(cells) - len(missing))
-            for result in run_cells(missing, self.workers):
-                found[result.cell.key] = result
-                write_results(path, command, list(found.values()))
+            for result in run_cells(missing, self.workers, unfinished):
+                own[result.cell.key] = result
+                write_results(path, self.command, list(own.values()))
+                forget(result.cell, unfinished)
                 progress.advance(task)
-        rows = summarise([found[key] for key in cells], experiment.reference)
-        show(experiment_table(rows, experiment.question, experiment.reference))
-        if len(rows) <= MOST_CURVES:
-            plot_curves(rows, experiment.question, path.with_suffix(".png"))
-        print(f"results: {path}")
-        return {"results": str(path), "rows": [row.as_json() for row in rows]}
+        return own
+
+    @property
+    def command(self) -> str:
+        """What the result file says of its making."""
+        seeds = f" --seeds {self.seeds}" if self.seeds else ""
+        return f"python -m offline_eval reproduce {self.name} --budget {self.budget}{seeds}"
+
+    def show(self, grids: Sequence["Grid"], figures: Mapping[str, Callable[[], "Figure"]]) -> None:
+        """Print the tables; write the figures."""
+        from offline_eval.grids import rich_table
+
+        for grid in grids:
+            show(rich_table(grid))
+        if figures:
+            from offline_eval.plots import save
+
+            for name, draw in figures.items():
+                written = save(draw(), self.results / name, ("png", "svg", "pdf") if self.pdf else ("png", "svg"))
+                print(f"figure: {', '.join(map(str, written))}")
+        print(f"results: {self.results}")

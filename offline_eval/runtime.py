@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from esr_trainer.config import EstimatorName, TrainConfig
+from esr_trainer.config import TrainConfig
+from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.features import id_features
 from esr_trainer.synthetic import synthetic_world
 from esr_trainer.system import system_of
@@ -81,7 +82,7 @@ def medians(steps: list[Callable[[], None]], repeats: int) -> list[float]:
 
 
 def runtime(
-    estimators: Iterable[EstimatorName], shapes: Iterable[tuple[int, int, int]], num_items: int, repeats: int
+    estimators: Iterable[str], shapes: Iterable[tuple[int, int, int]], num_items: int, repeats: int
 ) -> Iterable[Timing]:
     """Time a training step of the default preset on a synthetic world, batch 128, for each shape and estimator.
 
@@ -105,18 +106,26 @@ def runtime(
             yield Timing(name, num_items, num_candidates, num_slots, num_experts, milliseconds, floor_time)
 
 
-def trainer_of(
-    world: World, estimator: EstimatorName, num_candidates: int, num_slots: int, num_experts: int
-) -> Trainer:
+def trainer_of(world: World, estimator: str, num_candidates: int, num_slots: int, num_experts: int) -> Trainer:
     """A run at its first step, not evaluated, without the entropy bonus: the estimators are what is timed."""
-    config = TrainConfig(
-        environment="synthetic",
-        estimator=estimator,
-        candidates=num_candidates,
-        slate=num_slots,
-        experts=num_experts,
-        entropy=0.0,
+    config = TrainConfig.model_validate(
+        {
+            "environment": "synthetic",
+            "estimator": estimator,
+            "candidates": num_candidates,
+            "slate": num_slots,
+            "experts": num_experts,
+            "entropy": 0.0,
+        }
     )
     return new_trainer(
         config, world, system_of(config, world), id_features(world.context_ids), id_features(world.item_ids)
     )
+
+
+def whole_runtime(repeats: int, is_large_wanted: bool) -> Iterable[Timing]:
+    """Every estimator at SHAPES, and at LARGE numbers of items if wanted; `runtime`'s rows."""
+    names = [name for name in ESTIMATORS if name != "top1"]  # top1 is ca-swr
+    yield from runtime(names, SHAPES, 1000, repeats)
+    for num_items in LARGE if is_large_wanted else ():
+        yield from runtime(names, ((100, 1, 1),), num_items, max(3, 10 * repeats // (num_items // 1000)))

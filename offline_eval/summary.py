@@ -68,6 +68,8 @@ def summarise(results: Sequence[CellResult], reference: Mapping[str, str | float
         results: of one experiment.
         reference: settings of the run that the others of the same SYSTEM are compared with.
     """
+    if not results:
+        return []
     groups: dict[str, list[CellResult]] = {}
     for result in results:
         alike = result.cell.model_copy(update={"config": result.cell.config.model_copy(update={"seed": 0})})

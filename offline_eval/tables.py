@@ -1,31 +1,27 @@
-"""Result tables for people."""
+"""What the runs of an experiment say together, as a grid."""
 
 from collections.abc import Mapping, Sequence
 
-from rich.table import Table
-
+from offline_eval.grids import Grid
 from offline_eval.summary import Mean, Row
 
 
-def experiment_table(rows: Sequence[Row], question: str, reference: Mapping[str, str | float]) -> Table:
+def experiment_grid(rows: Sequence[Row], question: str, reference: Mapping[str, str | float]) -> Grid:
     """One line per row of a summary: policy values with standard errors, steps to 95 % and 99 %, paired difference."""
     steps = list(dict.fromkeys(step for row in rows for step in row.values))
-    against = " ".join(map(str, reference.values()))
-    table = Table("settings", "seeds", *(f"@{step:,}" for step in steps), "to 95 %", "to 99 %", title=question)
-    if reference:
-        table.add_column(f"minus {against}, paired")
     read = list(dict.fromkeys(name for row in rows for name in row.references if name != "initial"))
-    for name in read:
-        table.add_column(name)
+    against = [f"minus {' '.join(map(str, reference.values()))}, paired"] if reference else []
+    lines = []
     for row in rows:
         seeds = f"{row.num_seeds}" + (f", {row.failures} failed" if row.failures else "")
         values = [with_error(row.values.get(step)) for step in steps]
         reached = ["" if step is None else f"{step:,.0f}" for step in row.steps_to.values()]
         difference = [signed(row.difference)] if reference else []
-        table.add_row(
-            row.label, seeds, *values, *reached, *difference, *(f"{row.references[name]:.3f}" for name in read)
+        lines.append(
+            [row.label, seeds, *values, *reached, *difference, *(f"{row.references[name]:.3f}" for name in read)]
         )
-    return table
+    head = ["settings", "seeds", *(f"@{step:,}" for step in steps), "to 95 %", "to 99 %", *against, *read]
+    return Grid(question, head, lines)
 
 
 def with_error(value: Mean | None) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from esr_trainer.command_line import main
@@ -14,9 +15,10 @@ from esr_trainer.config import TrainConfig
 from offline_eval.__main__ import OfflineEval
 from offline_eval.cells import Cell, CellResult, read_results, run_cell
 from offline_eval.curves import new_run
-from offline_eval.experiments import BUDGETS, EXPERIMENTS, Plan
+from offline_eval.experiments import EXPERIMENTS
+from offline_eval.plan import BUDGETS, Plan
 from offline_eval.summary import summarise
-from tests.conftest import run_module
+from tests.conftest import last_json, run_module
 
 
 def result(estimator: str, seed: int, values: list[float], candidates: int = 10) -> CellResult:
@@ -59,9 +61,9 @@ def test_a_summary_pairs_the_seeds_and_counts_the_steps() -> None:
     assert other.difference is None, "no rival of the same K"
 
 
-def test_a_cell_learns_what_the_trainer_learns() -> None:
+def test_a_cell_learns_what_the_trainer_learns(tmp_path: Path) -> None:
     config = TrainConfig(environment="synthetic", candidates=10, experts=1, steps=12, evaluate_every=4, seed=3)
-    found = run_cell(Cell(learner="policy-gradient", config=config))
+    found = run_cell(Cell(learner="policy-gradient", config=config), tmp_path)
     trainer = new_run(config)
     while trainer.step < 12:
         trainer.advance()
@@ -96,6 +98,8 @@ def test_a_finished_run_is_never_computed_again(tmp_path: Path) -> None:
     stored = read_results(path)
     assert len(stored) == len(EXPERIMENTS["presets"].cells(Plan(BUDGETS["smoke"]._replace(seeds=1), None, tmp_path)))
     assert (tmp_path / "presets.png").stat().st_size > 10_000
+    assert "<svg" in (tmp_path / "presets.svg").read_text()
+    assert not list((tmp_path / "unfinished").glob("*"))
     content = json.loads(path.read_text())
     dropped = content["results"].pop(1)
     path.write_text(json.dumps(content))
@@ -117,10 +121,33 @@ def test_a_broken_result_file_is_refused(tmp_path: Path, refused: Callable[[int]
     assert line.startswith(f"error: results ({tmp_path / 'presets.json'}) cannot be read")
 
 
+def test_resume_never_refuses_where_results_are(tmp_path: Path, refused: Callable[[int], str]) -> None:
+    (tmp_path / "presets.json").write_text("{}")
+    line = refused(reproduce("presets", tmp_path, "--resume", "never"))
+    assert line.startswith(f"error: resume (never): {tmp_path / 'presets.json'} is there")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what the test asks for in vain")
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path, refused: Callable[[int], str]) -> None:
+    assert "device (cuda)" in refused(reproduce("presets", tmp_path, "--device", "cuda"))
+
+
 def test_best_without_its_grid_says_what_to_run(tmp_path: Path, refused: Callable[[int], str]) -> None:
     assert "run `reproduce grid` first" in refused(reproduce("best", tmp_path))
 
 
-def reproduce(name: str, results: Path) -> int:
-    arguments = ["reproduce", name, "--budget", "smoke", "--results", str(results)]
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["table2", "table3", "table4", "table6", "figure3"])
+def test_smoke_fills_every_place(name: str, tmp_path: Path, shared: Path) -> None:
+    done = run_module("offline_eval", "reproduce", name, *SMOKE, "--shared", shared, "--results", tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    tables = last_json(done.stdout)["tables"]
+    assert all("not run" not in cell for table in tables for row in table["rows"] for cell in row)
+
+
+SMOKE = ("--budget", "smoke", "--seeds", "1")
+
+
+def reproduce(name: str, results: Path, *more: str) -> int:
+    arguments = ["reproduce", name, "--budget", "smoke", "--results", str(results), *more]
     return main(OfflineEval, "python -m offline_eval", arguments)

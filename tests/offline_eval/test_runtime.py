@@ -14,8 +14,10 @@ def test_every_shape_and_estimator_is_timed_beside_its_floor(tmp_path: Path) -> 
     shapes = [(row.estimator, row.num_candidates, row.num_slots, row.num_experts) for row in rows]
     assert shapes == [(name, *shape) for shape in [(5, 2, 1), (5, 1, 2)] for name in NAMES]
     assert all(row.milliseconds > 0 and row.floor_milliseconds > 0 for row in rows)
-    plots.plot_runtime(rows, tmp_path / "runtime.png")
-    assert (tmp_path / "runtime.png").read_bytes().startswith(b"\x89PNG")
+    png, svg, pdf = plots.save(plots.runtime_figure(rows), tmp_path / "runtime", ("png", "svg", "pdf"))
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in svg.read_text()
+    assert pdf.read_bytes().startswith(b"%PDF")
 
 
 def test_a_multiple_is_step_over_floor() -> None:
