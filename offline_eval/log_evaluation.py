@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from pydantic import Field, PositiveFloat
 
-from esr_trainer.command_line import Options, UsageError
+from esr_trainer.command_line import UsageError
 from esr_trainer.config import SlotWeightsName
 from offline_eval.diagnostics import Calibration, Overlap, Running, gates, inverse_sums, overlap
-from offline_eval.intervals import INTERVALS, Estimate, IntervalName
+from offline_eval.intervals import CONFIDENCE, INTERVALS, Estimate
+from offline_eval.log_options import IntervalName, LogOptions
 from offline_eval.logged_reward_model import FittedRewards, fit_rewards
-from offline_eval.logged_rounds import GreedyRounds, LoggedRounds, LogKind, kind_of, read_rounds
+from offline_eval.logged_rounds import LoggedRounds, LogKind, kind_of, read_rounds
 from offline_eval.ope_estimators import MODELLED, OPE_ESTIMATORS, Limits, OpeEstimatorName, mean_of
 from offline_eval.target_policies import TargetPolicy, Weigher, open_policy
 from offline_eval.term_sums import TermSums
-from offline_eval.verdict import Verdict, judge
+from offline_eval.verdict import Verdict, corrected_confidence, judge
 from offline_eval.weighed_rounds import WeighedRounds, weight_of
 
 LOGGED_POLICY = "logged policy"
@@ -35,29 +35,17 @@ OF_KIND: Mapping[LogKind, tuple[OpeEstimatorName, ...]] = {
 """Estimators of each kind of log where none are named; the first decides."""
 
 
-class LogOptions(Options):
-    """How a log is read."""
+class LogQuestion(NamedTuple):
+    """What is asked of a log."""
 
-    estimators: tuple[OpeEstimatorName, ...] = ()
-    """Off-policy estimators; the first decides. Default: those that the log allows without a reward model."""
-    interval: IntervalName = "bca"
-    """95 % intervals by bootstrap (bca), Student's t, or empirical Bernstein, which holds for any bounded reward."""
-    margin: float = Field(default=0.0, ge=0)
+    log: str
+    """A feedback log (SQLite, PostgreSQL, Parquet), Open Bandit's CSV, or a CSV or Parquet of context_id, item_id,
+    reward and propensity."""
+    margin: float = 0.0
     """Least gain that is worth a promotion, in the reward's unit."""
     slot_weights: SlotWeightsName = "sum"
     """How much a slot's reward counts."""
-    clip: PositiveFloat = Limits().clip
-    """Largest weight of the clipped estimators."""
-    switch: PositiveFloat = Limits().switch
-    """Largest weight that switch-dr trusts."""
-    shrinkage: PositiveFloat = Limits().shrinkage
-    """lambda of dros."""
-    largest_weight: PositiveFloat | None = None
-    """The largest weight that is possible, for empirical Bernstein on estimators that clip nothing."""
-    reward_range: tuple[float, float] | None = None
-    """Least and most of a round's reward, for empirical Bernstein; default what the log holds."""
-    greedy_rounds: GreedyRounds = "refuse"
-    """Greedy rounds of a feedback log have no support: refuse the log, or leave them out."""
+    options: LogOptions = LogOptions()
 
 
 class Estimated(NamedTuple):
@@ -66,7 +54,7 @@ class Estimated(NamedTuple):
     estimator: OpeEstimatorName
     value: Estimate
     difference: Estimate
-    """To the baseline, paired on the same rounds."""
+    """To the baseline, paired on the same rounds, at the evaluation's confidence."""
     overlap: Overlap | None
     """Of its weights; None where it has none."""
 
@@ -91,6 +79,8 @@ class LogEvaluation(NamedTuple):
     """Mean reward of a round as logged."""
     baseline: str
     interval: IntervalName
+    confidence: float
+    """Of the differences' intervals: corrected for the number of candidates."""
     calibration: Calibration | None
     """Of the logged inclusion propensities, against the baseline's catalogue, else the first candidate's."""
     judged: tuple[JudgedByLog, ...]
@@ -123,14 +113,13 @@ class LogReading:
         baseline: TargetPolicy | None,
         names: Sequence[OpeEstimatorName],
         rewards: FittedRewards | None,
-        options: LogOptions,
+        question: LogQuestion,
     ) -> None:
-        self.options, self.rewards = options, rewards
-        self.limits = Limits(options.clip, options.switch, options.shrinkage)
+        self.question, self.rewards, self.options = question, rewards, question.options
         self.books = [Book(policy, names) for policy in policies]
         self.baseline = Weigher(baseline) if baseline else None
         self.logged, self.inverse_sums = TermSums(), Running()
-        self.least, self.most = options.reward_range or (0.0, 0.0)
+        self.least, self.most = self.options.reward_range or (0.0, 0.0)
 
     def add(self, page: LoggedRounds) -> None:
         """Weigh a page for every policy, and add it up."""
@@ -139,7 +128,7 @@ class LogReading:
             rounds = self.weighed(page, book.weigher)
             for name in book.sums:
                 check_needs(name, rounds)
-            book.add(rounds, baseline, self.limits)
+            book.add(rounds, baseline, self.options.limits)
         total = rounds.rewards.sum(axis=1)
         self.logged.add(mean_of(total), mean_of(total))
         if self.options.reward_range is None:
@@ -149,7 +138,7 @@ class LogReading:
 
     def weighed(self, page: LoggedRounds, weigher: Weigher) -> WeighedRounds:
         """A page for one policy, with the reward model's predictions where there is one."""
-        rounds = weigher.weigh(page, self.options.slot_weights)
+        rounds = weigher.weigh(page, self.question.slot_weights)
         if self.rewards is None:
             return rounds
         numbers = self.logged.num_rounds + np.arange(len(page.contexts))
@@ -163,13 +152,14 @@ class LogReading:
         """
         estimator, sums = OPE_ESTIMATORS[name], book.sums[name]
         interval = INTERVALS[self.options.interval]
+        confidence = corrected_confidence(len(self.books))
         reward_range = max(self.most, 0.0) - min(self.least, 0.0)
-        spread = reward_range * estimator.reach(self.limits, self.options.largest_weight or math.nan)
+        spread = reward_range * estimator.reach(self.options.limits, self.options.largest_weight or math.nan)
         if self.options.interval == "empirical-bernstein" and math.isnan(spread):
             raise UsageError(f"interval (empirical-bernstein): {name} needs largest_weight, which the log cannot tell")
         value, difference = sums.value(spread), sums.difference(spread, spread if self.baseline else reward_range)
         weights = overlap(estimator.weight, book.weights[estimator.weight]) if estimator.weight else None
-        return Estimated(name, interval(value), interval(difference), weights)
+        return Estimated(name, interval(value, CONFIDENCE), interval(difference, confidence), weights)
 
     def judged(self, book: Book, calibration: Calibration | None) -> JudgedByLog:
         """A candidate's result."""
@@ -177,32 +167,29 @@ class LogReading:
         decisive = estimated[0]
         assert decisive.overlap is not None
         met = gates(decisive.overlap, calibration)
-        return JudgedByLog(book.weigher.policy.name, estimated, judge(decisive.difference, met, self.options.margin))
+        return JudgedByLog(book.weigher.policy.name, estimated, judge(decisive.difference, met, self.question.margin))
 
 
-def evaluate_log(
-    log: str, candidates: Sequence[Path], baseline: Path | None = None, options: LogOptions | None = None
-) -> LogEvaluation:
+def evaluate_log(question: LogQuestion, candidates: Sequence[Path], baseline: Path | None = None) -> LogEvaluation:
     """Judge checkpoints or bundles by the rounds that another policy logged.
 
     Args:
-        log: a feedback log (SQLite, PostgreSQL, Parquet), Open Bandit's CSV, or a CSV or Parquet of context_id,
-            item_id, reward and propensity.
+        question: the log, and how it is judged.
         candidates: run, checkpoint or bundle directories.
         baseline: the same; None for the mean that the logged policy earned.
-        options: estimators, interval and limits.
 
     Raises:
         UsageError: the log, or a candidate, cannot be read or used; one line says which.
     """
     other = open_policy(baseline) if baseline else None
-    return evaluate(log, [open_policy(path) for path in candidates], other, options or LogOptions())
+    return evaluate(question, [open_policy(path) for path in candidates], other)
 
 
 def evaluate(
-    log: str, policies: Sequence[TargetPolicy], baseline: TargetPolicy | None, options: LogOptions
+    question: LogQuestion, policies: Sequence[TargetPolicy], baseline: TargetPolicy | None = None
 ) -> LogEvaluation:
     """`evaluate_log` of policies that are open."""
+    log, options = question.log, question.options
     kind = kind_of(log)
     names = tuple(dict.fromkeys(options.estimators)) or OF_KIND[kind]
     if OPE_ESTIMATORS[names[0]].weight is None:
@@ -212,7 +199,7 @@ def evaluate(
     everyone = [*policies, baseline] if baseline else list(policies)
     is_modelled = any(set(MODELLED) & set(OPE_ESTIMATORS[name].needs) for name in names)
     rewards = fit_rewards(log, everyone) if is_modelled and kind != "feedback" else None
-    reading = LogReading(policies, baseline, names, rewards, options)
+    reading = LogReading(policies, baseline, names, rewards, question)
     for page in read_rounds(log, options.greedy_rounds):
         reading.add(page)
     calibration = None
@@ -222,9 +209,10 @@ def evaluate(
         log=log,
         kind=kind,
         num_rounds=reading.logged.num_rounds,
-        logged_value=INTERVALS["t"](reading.logged.value()),
+        logged_value=INTERVALS["t"](reading.logged.value(), CONFIDENCE),
         baseline=baseline.name if baseline else LOGGED_POLICY,
         interval=options.interval,
+        confidence=corrected_confidence(len(policies)),
         calibration=calibration,
         judged=tuple(reading.judged(book, calibration) for book in reading.books),
     )

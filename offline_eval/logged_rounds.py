@@ -18,11 +18,9 @@ from esr_trainer.feedback_log import Feedback, summary
 from esr_trainer.feedback_reader import pages as feedback_pages
 from esr_trainer.feedback_record import COLUMNS as FEEDBACK_COLUMNS
 from esr_trainer.logged_interactions import COLUMNS, PROPENSITY
+from offline_eval.log_options import GreedyRounds
 
 LogKind = Literal["feedback", "open-bandit", "interactions"]
-
-GreedyRounds = Literal["refuse", "leave-out"]
-"""What becomes of greedy rounds, which say nothing of any other policy: the log is refused, or the rest is taken."""
 
 PAGE = 100_000
 """Rows of a table that are read at once."""
