@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, PositiveInt
 from pydantic_settings import CliPositionalArg
 
-from esr_trainer.command_line import Command, note
+from esr_trainer.command_line import Command, UsageError, note
 from esr_trainer.config import LateStageRankerName, NonNegative, SlotWeightsName
+from offline_eval.log_options import LogOptions
 
 if TYPE_CHECKING:  # torch is not loaded for --help
     from offline_eval.compare import Question
+
+
+REPLAY_ONLY = ("bundle", "by", "segments", "min_recall", "data", "lsr", "candidates", "slate")
+"""Options that a log leaves nothing to ask."""
 
 
 class Compare(Command):
@@ -49,8 +54,31 @@ class Compare(Command):
     slate: PositiveInt | None = None
     """Judge with this L."""
 
+    log: str | None = None
+    """Judge by this log with propensities instead of by replay: a feedback log (an SQLite or Parquet file, or a
+    database's URL), Open Bandit's CSV, or a CSV or Parquet of context_id, item_id, reward and propensity. Candidates
+    and baseline may be bundles; default baseline what the logged policy earned."""
+    logged: LogOptions = LogOptions()
+    """How the log is judged."""
+
     def run(self) -> Mapping[str, Any]:
         """Compare, and print tables and the verdict."""
+        return self.replay() if self.log is None else self.judge_log(self.log)
+
+    def judge_log(self, log: str) -> Mapping[str, Any]:
+        """Compare by the rounds of a log."""
+        from offline_eval.log_evaluation import LogQuestion, evaluate_log
+        from offline_eval.log_tables import log_json, show_log
+
+        if named := [name for name in REPLAY_ONLY if getattr(self, name) != type(self).model_fields[name].default]:
+            raise UsageError(f"{named[0]} is for replay: a log ({log}) has its own")
+        question = LogQuestion(log, self.margin, self.slot_weights or "sum", self.logged)
+        found = evaluate_log(question, self.candidate, self.baseline)
+        show_log(found)
+        return log_json(found)
+
+    def replay(self) -> Mapping[str, Any]:
+        """Compare by replay."""
         from rich.console import Console
         from rich.progress import Progress
 

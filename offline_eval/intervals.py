@@ -5,12 +5,13 @@ Axes: R rounds (or contexts), U units that are resampled, P means at once, S res
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special, stats
 
 from esr_trainer.command_line import UsageError
+from offline_eval.log_options import IntervalName
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -102,26 +103,26 @@ def resampled_means(values: np.ndarray, seed: int, resamples: int) -> np.ndarray
     return np.concatenate(means)
 
 
-def bca(sample: Sample) -> Estimate:
+def bca(sample: Sample, confidence: float = CONFIDENCE) -> Estimate:
     """`bootstrap` of the units. Good at a few hundred units; heavy tails, as of large weights, make it too short.
 
     Rounds that were put into units at random leave bias correction and acceleration what they are: the skewness of a
     unit's mean is smaller as much as units are fewer.
     """
-    return bootstrap(sample.values)
+    return bootstrap(sample.values, confidence=confidence)
 
 
-def student_t(sample: Sample) -> Estimate:
+def student_t(sample: Sample, confidence: float = CONFIDENCE) -> Estimate:
     """mean +- t_{R-1} sqrt(variance / R): exact for normal values, good for many of any; symmetric."""
     mean, count = float(sample.values.mean()), sample.num_rounds
     if count < 2:
         return Estimate(mean, mean, mean)
-    reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * math.sqrt(sample.variance / count)
+    reach = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * math.sqrt(sample.variance / count)
     return Estimate(mean, mean - reach, mean + reach)
 
 
-def empirical_bernstein(sample: Sample) -> Estimate:
-    """mean +- sqrt(2 V ln(4/d) / R) + 7 b ln(4/d) / (3 (R - 1)), d = 1 - CONFIDENCE, V the variance, b the spread.
+def empirical_bernstein(sample: Sample, confidence: float = CONFIDENCE) -> Estimate:
+    """mean +- sqrt(2 V ln(4/d) / R) + 7 b ln(4/d) / (3 (R - 1)), d = 1 - confidence, V the variance, b the spread.
 
     Holds for every distribution of independent rounds whose values lie within b of each other (Maurer & Pontil 2009,
     Theorem 4, on both sides): never too short, often far too long. For importance-weighted rewards b is the clip, or
@@ -135,13 +136,13 @@ def empirical_bernstein(sample: Sample) -> Estimate:
         raise UsageError(f"interval (empirical-bernstein) needs a bound of a round's value; it is {sample.spread}")
     if count < 2:
         return Estimate(mean, mean - sample.spread, mean + sample.spread)
-    log_term = math.log(4 / (1 - CONFIDENCE))
+    log_term = math.log(4 / (1 - confidence))
     reach = math.sqrt(2 * sample.variance * log_term / count) + 7 * sample.spread * log_term / (3 * (count - 1))
     return Estimate(mean, mean - reach, mean + reach)
 
 
-IntervalName = Literal["bca", "t", "empirical-bernstein"]
-Interval = Callable[[Sample], Estimate]
+Interval = Callable[[Sample, float], Estimate]
+"""(sample, confidence) -> its mean with an interval."""
 
 INTERVALS: Mapping[IntervalName, Interval] = {"bca": bca, "t": student_t, "empirical-bernstein": empirical_bernstein}
-"""Name -> 95 % interval of a sample's mean."""
+"""Name -> interval of a sample's mean."""
