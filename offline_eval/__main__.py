@@ -8,6 +8,7 @@ from esr_trainer.command_line import Options, main
 from offline_eval.compare_command import Compare
 from offline_eval.measure_commands import Inclusion, Runtime
 from offline_eval.reproduce_command import Reproduce
+from offline_eval.tables_command import Tables
 
 
 class OfflineEval(Options):
@@ -17,7 +18,10 @@ class OfflineEval(Options):
     """Policy value, interval and paired difference of checkpoints, by replay."""
 
     reproduce: CliSubCommand[Reproduce]
-    """Learning experiments over seeds: resumable, with paired differences and curves."""
+    """The published tables and figures, and studies of our own: resumable, the paper's numbers beside ours."""
+
+    tables: CliSubCommand[Tables]
+    """The tables of README.md and docs/results.md, written from the stored results."""
 
     inclusion: CliSubCommand[Inclusion]
     """Error of the inclusion probabilities in closed form, against draws."""

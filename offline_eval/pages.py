@@ -1,0 +1,54 @@
+"""Pages: Markdown whose tables are written from the stored results, between markers that name them."""
+
+import re
+from pathlib import Path
+
+from esr_trainer.command_line import UsageError
+from offline_eval.cells import known_results
+from offline_eval.experiments import EXPERIMENTS
+from offline_eval.grids import Grid, markdown
+from offline_eval.measurements import MEASUREMENTS, stored_rows
+from offline_eval.plan import BUDGETS, Plan
+
+MARKED = re.compile(r"(<!-- results of (?P<name>[a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+"""What is between the two markers is written; what is around them is left as it is."""
+
+SHARED = Path("shared")
+"""Stands for the folder of the data: the results name their files, wherever they lie."""
+
+
+def rewritten(page: str, results: Path, budget: str) -> str:
+    """The page with every marked part written anew.
+
+    Args:
+        page: Markdown.
+        results: the folder of the results.
+        budget: whose runs are shown; a name in BUDGETS.
+
+    Raises:
+        UsageError: a marker names nothing that can be reproduced, or a result file is none.
+    """
+
+    def write(found: re.Match[str]) -> str:
+        text = "\n\n".join(map(markdown, grids_of(found["name"], results, budget)))
+        return f"{found[1]}\n{text}\n\n{command_line(found['name'], budget)}\n{found[3]}"
+
+    return MARKED.sub(write, page)
+
+
+def command_line(name: str, budget: str) -> str:
+    """How the numbers were made, and where they are."""
+    file = f"{MEASUREMENTS[name].file if name in MEASUREMENTS else name}.json"
+    return f"`python -m offline_eval reproduce {name} --budget {budget}`, offline_eval/results/{file}."
+
+
+def grids_of(name: str, results: Path, budget: str) -> list[Grid]:
+    """The tables of an experiment or a measurement, from what is stored."""
+    if name in MEASUREMENTS:
+        measurement = MEASUREMENTS[name]
+        return measurement.grids(stored_rows(measurement, results))
+    if name not in EXPERIMENTS:
+        raise UsageError(f"results of ({name}): must be one of {', '.join((*EXPERIMENTS, *MEASUREMENTS))}")
+    experiment, plan = EXPERIMENTS[name], Plan(BUDGETS[budget], SHARED, results)
+    known = known_results(results)
+    return list(experiment.answer(plan, {c.key: known[c.key] for c in experiment.cells(plan) if c.key in known}).grids)
