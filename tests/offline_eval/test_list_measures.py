@@ -10,7 +10,7 @@ from offline_eval.list_measures import LIST_MEASURES, Lists, best, best_of_ranke
 
 LISTS = Lists(
     candidates=torch.tensor([[3, 2], [3, 0], [0, 3]]),
-    baseline=torch.tensor([[3, 2], [1, 0], [1, 2]]),
+    baseline=torch.tensor([[3, 2], [1, 0], [1, 0]]),
     by_ranker=best(torch.tensor([[0, 0, 9.0, 0, 0], [0, 9, 0, 0, 0], [9, 0, 0, 0, 0]]), 1),
     by_world=best(torch.tensor([[9.0, 0, 8, 0, 0], [0, 9, 8, 0, 0], [8, 0, 0, 9, 0]]), 2),
     num_items=5,
@@ -25,7 +25,7 @@ LISTS = Lists(
         ("coverage", 3 / 5),  # items 0, 2 and 3
         # exposures 0, 0, 1, 2, 3; weights -4, -2, 0, 2, 4; (2 * 2 + 4 * 3) / (5 * 6)
         ("gini", 16 / 30),
-        ("novelty", (0 + 1 / 2 + 1) / 3),
+        ("novelty", (0 + 1 / 2 + 1 / 2) / 3),
     ],
 )
 def test_measures_by_hand(name: str, by_hand: float) -> None:
