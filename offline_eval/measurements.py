@@ -67,7 +67,7 @@ def table5_grids(rows: Sequence[PaperError]) -> list[Grid]:
     caption = (
         "Whole set: the sum of |pi - pi of draws| over all items, over K. Best item: |pi - pi of draws| / pi of the "
         "item of the highest logit. Which of the two was published is not legible, nor are its K: here those whose "
-        "mean logit gap is near the published one, on 3,327 N(0, 1) / T logits. 5,000 draws; ca-swr's share of draws is "
+        "mean logit gap is near the published one, on 3,327 N(0, 1) / T logits. 5,000 draws; ca-swr's share is "
         "taken K times, at most 1."
     )
     return [Grid("Table 5: relative error of the inclusion probability", head, lines, caption)] if rows else []
