@@ -34,7 +34,7 @@ class Runtime(Command):
         from rich.console import Console
         from rich.progress import track
 
-        from offline_eval.plots import runtime_figure, save
+        from offline_eval.plots import endings, runtime_figure, save
         from offline_eval.provenance import provenance
         from offline_eval.runtime import whole_runtime
 
@@ -51,7 +51,7 @@ class Runtime(Command):
         result = {**provenance("python -m offline_eval runtime"), "rows": [row._asdict() for row in rows]}
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "runtime.json").write_text(json.dumps(result, indent=1))
-        save(runtime_figure(rows), self.out / "runtime", ("png", "svg"))
+        save(runtime_figure(rows), self.out / "runtime", endings(False))
         print(f"written: {self.out / 'runtime.json'}, {self.out / 'runtime.png'}")
         return result
 

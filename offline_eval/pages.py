@@ -1,14 +1,20 @@
 """Pages: Markdown whose tables are written from the stored results, between markers that name them."""
 
 import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from esr_trainer.command_line import UsageError
 from offline_eval.cells import known_results
-from offline_eval.experiments import EXPERIMENTS
+from offline_eval.experiments import EXPERIMENTS, Answer
 from offline_eval.grids import Grid, markdown
 from offline_eval.measurements import MEASUREMENTS, stored_rows
 from offline_eval.plan import BUDGETS, Plan
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MARKED = re.compile(r"(<!-- results of (?P<name>[a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 """What is between the two markers is written; what is around them is left as it is."""
@@ -41,13 +47,32 @@ def command_line(name: str, budget: str) -> str:
     return f"`python -m offline_eval reproduce {name} --budget {budget}`; rows in offline_eval/results."
 
 
-def grids_of(name: str, results: Path, budget: str) -> list[Grid]:
+def names_in(page: str) -> list[str]:
+    """What the page's markers name."""
+    return [found["name"] for found in MARKED.finditer(page)]
+
+
+def figures_of(name: str, results: Path, budget: str) -> "Mapping[str, Callable[[], Figure]]":
+    """File name without its ending -> draws the figure, from what is stored."""
+    if name not in MEASUREMENTS:
+        return answer_of(name, results, budget).figures
+    measurement = MEASUREMENTS[name]
+    rows = stored_rows(measurement, results)
+    return {measurement.figure: partial(measurement.draw, rows)} if rows else {}
+
+
+def grids_of(name: str, results: Path, budget: str) -> Sequence[Grid]:
     """The tables of an experiment or a measurement, from what is stored."""
-    if name in MEASUREMENTS:
-        measurement = MEASUREMENTS[name]
-        return measurement.grids(stored_rows(measurement, results))
+    if name not in MEASUREMENTS:
+        return answer_of(name, results, budget).grids
+    measurement = MEASUREMENTS[name]
+    return measurement.grids(stored_rows(measurement, results))
+
+
+def answer_of(name: str, results: Path, budget: str) -> Answer:
+    """What the stored runs of an experiment say."""
     if name not in EXPERIMENTS:
         raise UsageError(f"results of ({name}): must be one of {', '.join((*EXPERIMENTS, *MEASUREMENTS))}")
     experiment, plan = EXPERIMENTS[name], Plan(BUDGETS[budget], SHARED, results)
     known = known_results(results)
-    return list(experiment.answer(plan, {c.key: known[c.key] for c in experiment.cells(plan) if c.key in known}).grids)
+    return experiment.answer(plan, {c.key: known[c.key] for c in experiment.cells(plan) if c.key in known})

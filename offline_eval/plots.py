@@ -19,6 +19,11 @@ mpl.rcParams["svg.hashsalt"] = "offline_eval"  # the same data, the same file
 DPI = 110
 
 
+def endings(is_pdf_wanted: bool) -> tuple[str, ...]:
+    """The formats of a figure."""
+    return ("png", "svg", "pdf") if is_pdf_wanted else ("png", "svg")
+
+
 def save(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path]:
     """Write a figure as `path` with each ending, and close it."""
     paths = [path.with_suffix(f".{ending}") for ending in formats]
@@ -54,7 +59,8 @@ def curves_figure(groups: Mapping[str, Sequence[CellResult]], title: str) -> Fig
         if not whole:
             continue
         values = np.array([result.policy_value for result in whole])
-        (line,) = axes.plot(whole[0].steps, values.mean(axis=0), label=label)
+        seeds = f"{len(whole)} seed{'s' * (len(whole) > 1)}"
+        (line,) = axes.plot(whole[0].steps, values.mean(axis=0), label=f"{label}, {seeds}")
         axes.fill_between(whole[0].steps, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2)
     for optimum in {result.references["optimal"] for results in groups.values() for result in results}:
         axes.axhline(optimum, color="black", linewidth=0.8, linestyle="--")

@@ -156,9 +156,9 @@ class Reproduce(Command):
         for grid in grids:
             show(rich_table(grid))
         if figures:
-            from offline_eval.plots import save
+            from offline_eval.plots import endings, save
 
             for name, draw in figures.items():
-                written = save(draw(), self.results / name, ("png", "svg", "pdf") if self.pdf else ("png", "svg"))
+                written = save(draw(), self.results / name, endings(self.pdf))
                 print(f"figure: {', '.join(map(str, written))}")
         print(f"results: {self.results}")

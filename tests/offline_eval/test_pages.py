@@ -35,6 +35,17 @@ def test_a_marker_of_nothing_is_refused(tmp_path: Path) -> None:
         rewritten(PAGE.replace("table4", "table9"), tmp_path, "short")
 
 
+def test_the_command_draws_what_a_page_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(PAGE.replace("table4", "variance"))
+    (tmp_path / "variance.json").write_text((RESULTS / "variance.json").read_text())
+    assert (
+        main(OfflineEval, "python -m offline_eval", ["tables", "--pages", str(path), "--results", str(tmp_path)]) == 0
+    )
+    assert "variance.svg" in capsys.readouterr().out
+    assert (tmp_path / "variance.png").stat().st_size > 10_000
+
+
 def test_the_command_writes_the_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "page.md"
     path.write_text(PAGE)
