@@ -5,16 +5,13 @@ each other file. Every file is hashed before it is parsed, from the same bytes, 
 Axes: C contexts, N items, M experts, D embedding dimension, Q golden queries, K candidates, P values of a feature.
 """
 
-import hashlib
 import io
 import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
 from typing import Literal, Self
 
@@ -23,9 +20,10 @@ import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from esr_trainer.onnx_session import first_line, session
+from serving.bundle_files import BundleFile, verified_array, verified_bytes, verify
 from serving.errors import BundleCorruptError, BundleUnusableError
 from serving.index import ItemIndex
-from serving.index_files import ALIGNMENT, FLAT_HEADER, IndexFacts, file_names, parse_item_index
+from serving.index_files import IndexFacts, file_names, parse_item_index
 from serving.ranker import Ranker
 
 SCHEMA_VERSION = 2
@@ -54,15 +52,6 @@ GOLDEN = "golden_queries.npz"
 ITEM_TOWER_IDS = "item_tower_ids.npy"
 """The ids that the item tower was trained with, (V,) strings, where `items` has changed item_ids.npy; optional."""
 REQUIRED = (USER_TOWER, ITEM_TOWER, INDEX, ITEM_IDS, CONTEXT_IDS, CONTEXT_FEATURES, VOCABULARIES, GOLDEN)
-
-
-class BundleFile(BaseModel):
-    """One file of a bundle."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    size: int = Field(ge=0)
 
 
 class Manifest(BaseModel):
@@ -192,53 +181,6 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def verified_bytes(directory: Path, manifest: Manifest, name: str) -> bytes:
-    """One file's bytes, after their size and SHA-256 were checked."""
-    return verified_array(directory, manifest, name).tobytes()
-
-
-def verified_array(directory: Path, manifest: Manifest, name: str) -> np.ndarray:
-    """One file's bytes, uint8, after their size and SHA-256 were checked; a flat index's floats are aligned in memory.
-
-    The file is read once: what is hashed is what will be parsed, whatever happens to the file meanwhile.
-    """
-    expected = manifest.files[name]
-    room = np.empty(expected.size + ALIGNMENT, np.uint8)
-    start = -(room.ctypes.data + FLAT_HEADER.size) % ALIGNMENT
-    content = room[start : start + expected.size]
-    with opened(directory, manifest, name) as file:
-        size = file.readinto(content.data)
-    check_hash(name, hashlib.sha256(content.data[:size]).hexdigest(), expected)
-    return content
-
-
-def verify(directory: Path, manifest: Manifest, name: str) -> None:
-    """Check the size and SHA-256 of a file that is not parsed, without holding it."""
-    with opened(directory, manifest, name) as file:
-        check_hash(name, hashlib.file_digest(file, "sha256").hexdigest(), manifest.files[name])
-
-
-@contextmanager
-def opened(directory: Path, manifest: Manifest, name: str) -> Iterator[BufferedReader]:
-    """A file of the manifest's size."""
-    path, expected = directory / name, manifest.files[name]
-    if not path.is_file():
-        raise BundleCorruptError(f"{name} is missing")
-    if path.stat().st_size != expected.size:
-        raise BundleCorruptError(f"{name} has {path.stat().st_size} bytes, not {expected.size}")
-    try:
-        with path.open("rb") as file:
-            yield file
-    except OSError as error:
-        raise BundleUnusableError(f"{name} cannot be read: {error.strerror}") from error
-
-
-def check_hash(name: str, found: str, expected: BundleFile) -> None:
-    """Refuse a file that is not the one that the manifest names."""
-    if found != expected.sha256:
-        raise BundleCorruptError(f"{name} was changed: its SHA-256 differs from the manifest's")
-
-
 def load_bundle(directory: Path, version: int) -> Bundle:
     """Load one version; every required file is verified first.
 
@@ -251,11 +193,11 @@ def load_bundle(directory: Path, version: int) -> Bundle:
         BundleCorruptError: a file is missing, was changed, cannot be parsed, or does not fit the manifest.
     """
     manifest = read_manifest(directory)
-    verify(directory, manifest, ITEM_TOWER)
+    verify(directory, manifest.files, ITEM_TOWER)
     parsed = [name for name in (*REQUIRED, RANKER) if name in manifest.files and name not in (ITEM_TOWER, INDEX)]
-    content = {name: verified_bytes(directory, manifest, name) for name in parsed}
+    content = {name: verified_bytes(directory, manifest.files, name) for name in parsed}
     index = parse_item_index(
-        [verified_array(directory, manifest, name) for name in manifest.index_files], manifest.index_facts
+        [verified_array(directory, manifest.files, name) for name in manifest.index_files], manifest.index_facts
     )
     try:
         item_ids = parse_array(content[ITEM_IDS]).tolist()

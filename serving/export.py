@@ -4,56 +4,29 @@ Axes: B batch, C contexts, N items, M experts, D embedding dimension, V vocabula
 """
 
 import json
-import logging
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from esr_trainer.checkpoint import Checkpoint
 from esr_trainer.command_line import UsageError
 from esr_trainer.features import ID, Features
 from esr_trainer.policy import greedy_candidates
 from esr_trainer.quotas import expert_of_position, quotas
-from esr_trainer.towers import EarlyStageRanker, Tower
+from esr_trainer.towers import EarlyStageRanker
 from esr_trainer.whole_directory import next_numbered, sha256, written_whole
 from serving import bundle
 from serving.bundle import Manifest
+from serving.bundle_files import BundleFile
+from serving.export_check import NUM_CHECKED, check_served_is_trained, spread
 from serving.export_ranker import write_ranker
+from serving.export_tower import ExportedTower, write_tower
 from serving.index_building import BuiltIndex, IndexName, build_index, choose_kind, measured, tune, write_index
-from serving.retriever import Retriever
 from serving.triton import write_model_repository
 
 NUM_GOLDEN = 64
-NUM_CHECKED = 512
-"""Contexts whose candidates are compared before a bundle is published, spread evenly."""
-CHECKED_LOGITS = 50_000_000
-"""The most logits that the comparison holds, in float64."""
-TIE = 1e-5
-"""Items whose float64 logits differ by less may swap."""
-
-
-class ExportedTower(nn.Module):
-    """A tower with plain tensors only: padded bags -> embeddings, so that the ONNX graph is a few gathers and sums."""
-
-    def __init__(self, tower: Tower, scale: float = 1.0) -> None:
-        super().__init__()
-        self.shape = tower.shape[1:]
-        self.tables = nn.ParameterList(
-            torch.cat([table.detach() * scale, table.new_zeros(1, table.shape[1])])
-            for table in tower.weights().values()
-        )
-
-    def forward(self, *bags: Tensor) -> Tensor:
-        """One (B, P) int64 bag per feature, -1 pads -> (B, M, D): the sum of the bags' means."""
-        total = torch.zeros(())
-        for table, bag in zip(self.tables, bags, strict=True):
-            present = bag >= 0
-            pooled = table[torch.where(present, bag, len(table) - 1)].sum(dim=1)  # -1 reads the row of zeros
-            total = total + pooled / present.sum(dim=1, keepdim=True).clamp(min=1)
-        return total.view(-1, *self.shape)
 
 
 def export(run: Path, root: Path, index: IndexName = "auto", min_recall: float = 0.95) -> Path:
@@ -123,26 +96,6 @@ def write_bundle(directory: Path, checkpoint: Checkpoint, policy: EarlyStageRank
     write_manifest(directory, checkpoint, policy, built)
 
 
-def write_tower(path: Path, tower: ExportedTower, features: Features) -> None:
-    """Write one tower as one ONNX file with a free batch axis."""
-    example = tuple(torch.from_numpy(bags[:2]) for bags in features.bags.values())
-    batch = torch.export.Dim("batch", min=1)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own deprecated internals
-        torch.onnx.export(
-            tower.eval(),
-            example,
-            path,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-            input_names=list(features.bags),
-            output_names=["embedding"],
-            dynamic_shapes={"bags": tuple({0: batch} for _ in example)},
-        )
-
-
 @torch.no_grad()
 def built_index(policy: EarlyStageRanker, num_candidates: int, index: IndexName, min_recall: float) -> BuiltIndex:
     """The index of a policy's items, its search tuned on some contexts and measured on the golden queries."""
@@ -193,71 +146,10 @@ def write_manifest(directory: Path, checkpoint: Checkpoint, policy: EarlyStageRa
         recall=built.recall,
         dtype="float32",
         files={
-            path.name: bundle.BundleFile(sha256=sha256(path), size=path.stat().st_size)
-            for path in sorted(directory.iterdir())
+            path.name: BundleFile(sha256=sha256(path), size=path.stat().st_size) for path in sorted(directory.iterdir())
         },
     )
     (directory / bundle.MANIFEST).write_text(manifest.model_dump_json(indent=2))
-
-
-def check_served_is_trained(directory: Path, version: int, policy: EarlyStageRanker, num_candidates: int) -> None:
-    """Check that torch's greedy candidates and those of ONNX Runtime and FAISS are both greedy in float64.
-
-    Raises:
-        UsageError: a position holds an item whose logit is more than TIE below the best one that was free.
-    """
-    retriever = Retriever(bundle.load_bundle(directory, version))
-    retriever.check_golden_queries()
-    manifest = retriever.bundle.manifest
-    most = CHECKED_LOGITS // (manifest.num_experts * manifest.num_items)
-    rows = spread(manifest.num_contexts, max(1, min(NUM_CHECKED, most)))
-    checked = {"torch": greedy_candidates(policy(rows), num_candidates)}
-    if retriever.bundle.index.is_exact:  # what another kind misses was measured
-        served = retriever.bundle.index.pick(retriever.contexts.embed(rows.numpy()), num_candidates)
-        checked["ONNX Runtime and FAISS"] = torch.from_numpy(np.stack([one.rows for one in served]))
-    logits = float64_logits(policy, rows)
-    for name, candidates in checked.items():
-        regret = float(greedy_regret(logits, candidates).max())
-        if regret > TIE:
-            raise UsageError(
-                f"export: candidates of {name} are not the policy's: a logit is {regret:.2g} below the best"
-            )
-
-
-def float64_logits(policy: EarlyStageRanker, rows: Tensor) -> Tensor:
-    """A policy's logits in float64, which torchrec's pooling cannot: (B,) -> (B, M, N)."""
-
-    def embed(tower: Tower, rows: Tensor) -> Tensor:
-        bags = (torch.from_numpy(bags)[rows] for bags in tower.features.bags.values())
-        embeddings: Tensor = ExportedTower(tower).double()(*bags)
-        return embeddings
-
-    items = embed(policy.item_tower, torch.arange(len(policy.item_tower.features.ids)))
-    return torch.einsum("bmd,nmd->bmn", embed(policy.context_tower, rows), items) / policy.temperature
-
-
-def greedy_regret(logits: Tensor, candidates: Tensor) -> Tensor:
-    """How far each position's item is below the best item that its expert could have taken there.
-
-    Args:
-        logits: (B, M, N), float64.
-        candidates: (B, K), distinct items.
-
-    Returns:
-        (B, K), 0 where the pick is greedy.
-    """
-    logits = logits.detach().clone()
-    regret = torch.empty(candidates.shape, dtype=logits.dtype)
-    for position, expert in enumerate(expert_of_position(candidates.shape[1], logits.shape[1])):
-        item = candidates[:, position, None]
-        regret[:, position] = logits[:, expert].amax(dim=1) - logits[:, expert].gather(1, item)[:, 0]
-        logits.scatter_(2, item[:, None].expand(-1, logits.shape[1], -1), -torch.inf)
-    return regret
-
-
-def spread(count: int, most: int) -> Tensor:
-    """At most `most` of `count` rows, evenly spread."""
-    return torch.linspace(0, count - 1, min(count, most)).long()
 
 
 def values_without_ids(features: Features) -> dict[str, tuple[str, ...]]:

@@ -7,23 +7,15 @@ Axes: B queries, M experts, N items, D embedding dimension, k items asked for, A
 c = min(k, allowed items) items that are found, K candidates.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple
 
-import faiss
 import numpy as np
-from numpy.typing import ArrayLike
 
 from esr_trainer.quotas import quotas
-
-BLAS_BATCH = 8
-"""Queries from which on one matrix product beats as many products with a vector."""
-CHUNK = 1 << 23
-"""Scores that an exact search holds at once: 32 MB."""
-EXACT_SCAN = 2_000
-"""Allowed items up to which an approximate index is not asked: reading them all takes no longer (0.3 ms)."""
-NONE = np.empty(0, np.int64)
+from serving.expert_index import ExpertIndex, FlatExpert
+from serving.selection import EVERYTHING, Selection
 
 
 class Found(NamedTuple):
@@ -44,182 +36,6 @@ class Picked(NamedTuple):
     """(K,) float32."""
     experts: np.ndarray
     """(K,) int64, the expert of each position."""
-
-
-class Selection(NamedTuple):
-    """What a query may find: the allowed rows, or everything but the excluded ones."""
-
-    excluded: np.ndarray = NONE
-    """(E,) int64, distinct; none where `allowed` says it all."""
-    allowed: np.ndarray | None = None
-    """(A,) int64, distinct; None allows every row."""
-
-    @classmethod
-    def of(cls, allowed: ArrayLike | None = None, excluded: ArrayLike = ()) -> Self:
-        """Only the allowed rows (None: all) without the excluded ones; rows may come twice, all from 0 to N - 1."""
-        excluded = np.unique(np.asarray(excluded, np.int64))
-        if allowed is None:
-            return cls(excluded)
-        return cls(NONE, np.setdiff1d(np.asarray(allowed, np.int64), excluded))
-
-    def without(self, rows: np.ndarray) -> Self:
-        """The same, less some of its rows."""
-        if self.allowed is None:
-            return type(self)(np.concatenate([self.excluded, rows]))
-        return type(self)(NONE, np.setdiff1d(self.allowed, rows, assume_unique=True))
-
-    def allows(self, num_items: int) -> int:
-        """How many of N items are allowed."""
-        return num_items - len(self.excluded) if self.allowed is None else len(self.allowed)
-
-    def rows(self, num_items: int) -> np.ndarray:
-        """The allowed rows of N, ascending."""
-        if self.allowed is not None:
-            return np.sort(self.allowed)
-        free = np.ones(num_items, bool)
-        free[self.excluded] = False
-        return np.flatnonzero(free)
-
-
-EVERYTHING = Selection()
-
-
-class ExpertIndex(Protocol):
-    """The items under one expert."""
-
-    def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """The embeddings of some items: (n,) -> (n, D)."""
-
-    def nearest(self, queries: np.ndarray, k: int, selections: Sequence[Selection]) -> list[np.ndarray]:
-        """At least min(k, allowed) distinct allowed rows per query, with the best as far as the kind finds them."""
-
-
-class FlatExpert:
-    """Every score is computed."""
-
-    def __init__(self, embeddings: np.ndarray) -> None:
-        """Keep the items' embeddings, (N, D) float32, as they are."""
-        self.embeddings = embeddings
-        longest = float(np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings).max(initial=0)))
-        # two float32 sums of D products differ by less than 2 D eps |q| |v|, in whatever order they are taken
-        self._rounding = 2 * embeddings.shape[1] * float(np.finfo(np.float32).eps) * longest
-
-    def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """The embeddings of some items: (n,) -> (n, D)."""
-        return self.embeddings.take(rows, axis=0)
-
-    def scores(self, queries: np.ndarray) -> np.ndarray:
-        """All scores but for rounding: (B, D) -> (B, N)."""
-        if len(queries) >= BLAS_BATCH:
-            product: np.ndarray = queries @ self.embeddings.T
-            return product
-        scores = np.empty((len(queries), len(self.embeddings)), np.float32)
-        for query, row in zip(queries, scores, strict=True):
-            np.dot(self.embeddings, query, out=row)
-        return scores
-
-    def nearest(self, queries: np.ndarray, k: int, selections: Sequence[Selection]) -> list[np.ndarray]:
-        """The rows whose scores are not surely below the k-th best."""
-        chunk = max(BLAS_BATCH, CHUNK // len(self.embeddings))
-        return [
-            rows
-            for start in range(0, len(queries), chunk)
-            for rows in self._nearest(queries[start : start + chunk], k, selections[start : start + chunk])
-        ]
-
-    def _nearest(self, queries: np.ndarray, k: int, selections: Sequence[Selection]) -> list[np.ndarray]:
-        """The same for as many queries as fit into memory."""
-        num_items = len(self.embeddings)
-        scores = self.scores(queries)
-        for query, selection in enumerate(selections):
-            if selection is not EVERYTHING:
-                mask(scores[query], selection)
-        bounds = below_the_kth(scores, min(max(k, 1), num_items))
-        bounds -= 2 * self._rounding * np.sqrt(np.einsum("bd,bd->b", queries, queries))
-        return [
-            (of_query >= bound).nonzero()[0] if k < selection.allows(num_items) else selection.rows(num_items)
-            for of_query, bound, selection in zip(scores, bounds, selections, strict=True)
-        ]
-
-
-class Effort(NamedTuple):
-    """How hard an approximate index searches."""
-
-    least: int
-    """nprobe or efSearch of an unrestricted query for `num_candidates` items."""
-    num_candidates: int
-    """K that `least` was chosen for."""
-    growth: float
-    """More items than K take (k / K)^growth as much."""
-    most: int
-    """What makes a difference at most."""
-
-    def of(self, k: int, share: float) -> int:
-        """For k items, when a share of all items is allowed: as many allowed items are read as of all."""
-        effort = self.least * max(1.0, k / self.num_candidates) ** self.growth / share
-        return int(min(np.ceil(effort), self.most))
-
-
-class FaissExpert:
-    """An approximate FAISS index; its numbers are the items' rows."""
-
-    def __init__(
-        self,
-        index: faiss.Index,
-        dimension: int,
-        effort: Effort,
-        parameters: Callable[[int, faiss.IDSelector | None], faiss.SearchParameters],
-    ) -> None:
-        """Search with an effort.
-
-        Args:
-            index: N vectors with reconstruct_batch; what they have beyond D is not the embeddings'.
-            dimension: D.
-            effort: how hard.
-            parameters: nprobe or efSearch, and a selector -> FAISS's parameters.
-        """
-        self.index = index
-        self.dimension = dimension
-        self.effort = effort
-        self._parameters = parameters
-
-    def vectors(self, rows: np.ndarray) -> np.ndarray:
-        """The embeddings of some items: (n,) -> (n, D)."""
-        faiss.omp_set_num_threads(1)  # holds for the calling thread
-        vectors: np.ndarray = self.index.reconstruct_batch(np.ascontiguousarray(rows))[:, : self.dimension]
-        return vectors
-
-    def nearest(self, queries: np.ndarray, k: int, selections: Sequence[Selection]) -> list[np.ndarray]:
-        """The k best rows that FAISS finds, with more effort where it finds too few."""
-        faiss.omp_set_num_threads(1)
-        num_items = self.index.ntotal
-        if self.index.d > self.dimension:
-            queries = np.pad(queries, ((0, 0), (0, self.index.d - self.dimension)))
-        if k < num_items and all(selection.allows(num_items) == num_items for selection in selections):
-            best = self.index.search(queries, k, params=self._parameters(self.effort.of(k, 1), None))[1]
-        else:
-            best = np.full((len(queries), 1), -1)
-        return [
-            rows if rows[-1] >= 0 else self._selected(query[None], k, selection)
-            for rows, query, selection in zip(best, queries, selections, strict=True)
-        ]
-
-    def _selected(self, query: np.ndarray, k: int, selection: Selection) -> np.ndarray:
-        """One query's rows: FAISS reads as many allowed items as of all, then twice as many until it finds enough."""
-        num_items = self.index.ntotal
-        allowed = selection.allows(num_items)
-        if allowed <= max(k, EXACT_SCAN):
-            return selection.rows(num_items)
-        effort = self.effort.of(k, allowed / num_items)
-        rows_only, kept = selector(selection, num_items)  # FAISS keeps no reference to what the selector reads
-        while True:
-            rows: np.ndarray = self.index.search(query, k, params=self._parameters(effort, rows_only))[1][0]
-            if rows[-1] >= 0:
-                del kept
-                return rows
-            if effort == self.effort.most:
-                return selection.rows(num_items)
-            effort = min(2 * effort, self.effort.most)
 
 
 @dataclass(frozen=True)
@@ -333,37 +149,3 @@ def best_of(rows: np.ndarray, scores: np.ndarray, k: int) -> Found:
     """The k best, of equal scores the lower row first: (n,), (n,) -> (min(k, n),) each."""
     order = np.lexsort((rows, -scores))[:k]
     return Found(rows[order], scores[order])
-
-
-def mask(scores: np.ndarray, selection: Selection) -> None:
-    """Set the scores of rows that are not allowed to -inf: (N,), in place."""
-    if selection.allowed is None:
-        if len(selection.excluded):
-            scores[selection.excluded] = -np.inf
-    else:
-        kept = scores[selection.allowed]
-        scores[:] = -np.inf
-        scores[selection.allowed] = kept
-
-
-def below_the_kth(scores: np.ndarray, k: int) -> np.ndarray:
-    """Numbers that at least k of each query's scores reach, and few more: (B, N) -> (B,), 1 <= k <= N.
-
-    The k-th largest of the maxima of N / step groups is reached in k groups, so k times; the maxima are few and cheap.
-    """
-    num_items = scores.shape[1]
-    step = min(32, max(1, num_items // (8 * k)))
-    groups = scores[:, : num_items // step * step].reshape(len(scores), step, -1)
-    maxima = groups.max(axis=1)
-    bounds: np.ndarray = np.partition(maxima, maxima.shape[1] - k, axis=1)[:, maxima.shape[1] - k]
-    return bounds
-
-
-def selector(selection: Selection, num_items: int) -> tuple[faiss.IDSelector, object]:
-    """FAISS's form of a selection, and what must live as long."""
-    free = np.zeros(num_items, bool) if selection.allowed is not None else np.ones(num_items, bool)
-    if selection.allowed is not None:
-        free[selection.allowed] = True
-    free[selection.excluded] = False
-    bits = np.packbits(free, bitorder="little")
-    return faiss.IDSelectorBitmap(num_items, faiss.swig_ptr(bits)), bits

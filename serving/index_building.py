@@ -11,7 +11,8 @@ import faiss
 import numpy as np
 
 from esr_trainer.command_line import UsageError, note
-from serving.index import FlatExpert, ItemIndex, Picked
+from serving.expert_index import FlatExpert
+from serving.index import ItemIndex, Picked
 from serving.index_files import file_names, flat_header, hnsw_expert, ivf_expert, rows_of
 
 KindName = Literal["flat", "ivf", "hnsw"]

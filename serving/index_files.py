@@ -11,7 +11,8 @@ import faiss
 import numpy as np
 
 from serving.errors import BundleCorruptError
-from serving.index import Effort, ExpertIndex, FaissExpert, FlatExpert, ItemIndex
+from serving.expert_index import Effort, ExpertIndex, FaissExpert, FlatExpert
+from serving.index import ItemIndex
 
 FLAT_HEADER = struct.Struct("<4siqqq?iQ")
 """IndexFlatIP in FAISS's format: name, D, vectors, 2 fixed words, trained, metric, then the number of floats."""

@@ -18,9 +18,10 @@ from esr_trainer.onnx_session import session
 from esr_trainer.table_files import read_table
 from esr_trainer.whole_directory import next_numbered, sha256
 from serving import bundle
-from serving.bundle import Bundle, BundleFile, Manifest, load_bundle, verified_bytes
+from serving.bundle import Bundle, Manifest, load_bundle
+from serving.bundle_files import BundleFile, check_hash, verified_bytes
+from serving.expert_index import FaissExpert
 from serving.golden_queries import check_answers
-from serving.index import FaissExpert
 from serving.index_building import BuiltIndex, exact_index, measured, tune, with_other_items, write_index
 
 NUM_TUNING = 512
@@ -118,8 +119,8 @@ def embed_added(source: Path, parent: Bundle, path: Path, staying: set[str]) -> 
         raise UsageError(f"add ({path}): column {table.columns[0]} repeats an id or has none in a row")
     if there := sorted(staying.intersection(ids)):
         raise UsageError(f"add ({path}): {len(there)} ids are already there, such as {there[0][:100]}")
-    tower = session(verified_bytes(source, parent.manifest, bundle.ITEM_TOWER))
-    vocabularies = json.loads(verified_bytes(source, parent.manifest, bundle.VOCABULARIES))["item"]
+    tower = session(verified_bytes(source, parent.manifest.files, bundle.ITEM_TOWER))
+    vocabularies = json.loads(verified_bytes(source, parent.manifest.files, bundle.VOCABULARIES))["item"]
     vocabularies[ID] = tower_ids(source, parent)
     widths = {node.name: node.shape[1] for node in tower.get_inputs()}
     if missing := [name for name in widths if name != ID and name not in table.columns[1:]]:
@@ -157,7 +158,7 @@ def tower_ids(source: Path, parent: Bundle) -> list[str]:
     """The ids that the item tower was trained with, in the order of its table."""
     if bundle.ITEM_TOWER_IDS not in parent.manifest.files:
         return parent.item_ids
-    ids: list[str] = bundle.parse_array(verified_bytes(source, parent.manifest, bundle.ITEM_TOWER_IDS)).tolist()
+    ids: list[str] = bundle.parse_array(verified_bytes(source, parent.manifest.files, bundle.ITEM_TOWER_IDS)).tolist()
     return ids
 
 
@@ -168,7 +169,7 @@ def write_version(directory: Path, source: Path, parent: Bundle, change: Change,
     renewed = {bundle.ITEM_IDS, bundle.GOLDEN, bundle.ITEM_TOWER_IDS, *manifest.index_files}
     for name in manifest.files.keys() - renewed:
         shutil.copyfile(source / name, directory / name)
-        bundle.check_hash(name, sha256(directory / name), manifest.files[name])
+        check_hash(name, sha256(directory / name), manifest.files[name])
     ids = [*(parent.item_ids[row] for row in change.kept), *change.added_ids]
     np.save(directory / bundle.ITEM_IDS, np.array(ids), allow_pickle=False)
     np.save(directory / bundle.ITEM_TOWER_IDS, np.array(tower_ids(source, parent)), allow_pickle=False)
@@ -208,7 +209,7 @@ def check_ranker(source: Path, manifest: Manifest) -> None:
         UsageError: there is such a ranker.
     """
     if RANKER in manifest.files:
-        inputs = session(verified_bytes(source, manifest, RANKER)).get_inputs()
+        inputs = session(verified_bytes(source, manifest.files, RANKER)).get_inputs()
         if any(node.name == "item_rows" for node in inputs):
             raise UsageError(f"items: {RANKER} names items by row, and the rows change; give it item_ids to use this")
 

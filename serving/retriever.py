@@ -15,9 +15,10 @@ from serving.bundle import Bundle, latest_version, load_bundle
 from serving.contexts import Contexts, Found, UnknownContext
 from serving.errors import InvalidRequestError, ServingError, UnsupportedError
 from serving.golden_queries import check_answers
-from serving.index import EVERYTHING, Picked, Selection
+from serving.index import Picked
 from serving.query import Answer, Degradation, Query
 from serving.sampling import draw
+from serving.selection import EVERYTHING, Selection
 
 SEEDS = 1 << 64
 

@@ -14,7 +14,8 @@ from esr_trainer.command_line import UsageError
 from esr_trainer.whole_directory import next_numbered, sha256
 from serving import bundle
 from serving.bench_index import STAND_IN, stand_in_embeddings
-from serving.bundle import BundleFile, Manifest
+from serving.bundle import Manifest
+from serving.bundle_files import BundleFile
 from serving.index_building import (
     BuiltIndex,
     IndexName,

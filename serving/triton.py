@@ -24,8 +24,8 @@ from serving.bundle import (
     USER_TOWER,
     Manifest,
     read_manifest,
-    verified_bytes,
 )
+from serving.bundle_files import verified_bytes
 from serving.inference_tensors import CONTEXT_ID
 
 RANKER = "ranker.onnx"
@@ -65,7 +65,7 @@ def write_model_repository(repository: Path, bundle: Path, version: int) -> None
     manifest = read_manifest(bundle)
     for name in (USER_TOWER, RANKER):
         if name in manifest.files:
-            content = verified_bytes(bundle, manifest, name)
+            content = verified_bytes(bundle, manifest.files, name)
             write_onnx_model(repository / name.removesuffix(".onnx"), version, content)
     write_retriever(repository / MODEL, bundle, manifest, version)
 
@@ -82,7 +82,7 @@ def write_retriever(model: Path, bundle: Path, manifest: Manifest, version: int)
     copy = model / str(version) / "bundle"
     copy.mkdir(parents=True)
     for name in manifest.files:
-        (copy / name).write_bytes(verified_bytes(bundle, manifest, name))
+        (copy / name).write_bytes(verified_bytes(bundle, manifest.files, name))
     (copy / MANIFEST).write_bytes((bundle / MANIFEST).read_bytes())
     (model / str(version) / "model.py").write_text((files("serving") / "triton_model.py").read_text())
     (model / "config.pbtxt").write_text(RETRIEVER_CONFIG)

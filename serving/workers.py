@@ -1,35 +1,32 @@
 """Several processes that answer on one port: a supervisor starts them, starts them again, and speaks for all.
 
 The kernel spreads connections over the processes (SO_REUSEPORT), so a client uses several cores only through several
-channels. Each process is a fresh interpreter, never a fork: FAISS hangs in a forked child. A worker reads its options
-from stdin and takes the end of stdin as SIGTERM, so that none outlives a supervisor that was killed; it answers one
-line of JSON on a pipe once it serves or cannot.
+channels. Each process is a fresh interpreter (serving.worker), never a fork: FAISS hangs in a forked child.
 """
 
 import asyncio
 import logging
 import os
-import shutil
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import grpc
 import prometheus_client
 from prometheus_client import multiprocess
-from pydantic import BaseModel, ConfigDict
 
-from serving.choice import Chosen, chosen_at_start, keep
-from serving.errors import BundleCorruptError, BundleUnusableError, NotServingError, ServingError
+from serving.choice import Chosen, chosen_at_start
+from serving.errors import BundleUnusableError, ServingError
+from serving.fan_out import FanOutAdminService, activation, ask
 from serving.listening import administration, joined, metrics_endpoint, reserve
 from serving.reports import opened
-from serving.server import Started, Worker, run, serve, stop_signals
+from serving.server import Started, stop_signals
 from serving.server_options import ServerOptions
-from serving.wire import admin_pb2, admin_pb2_grpc
+from serving.worker import Answer, Assignment
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
@@ -42,30 +39,6 @@ log = logging.getLogger(__name__)
 
 class WorkerError(ServingError):
     """A worker could not start; the message is its own."""
-
-
-class Assignment(BaseModel):
-    """What a worker reads from stdin."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    options: ServerOptions
-    supervisor: int
-    """Its process."""
-    admin_socket: Path
-    chosen: Chosen
-    answer: int
-    """Descriptor of the pipe to answer on."""
-
-
-class Answer(BaseModel):
-    """What a worker answers: what it serves, or why it cannot."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    started: Started | None = None
-    problem: str = ""
-    is_bundle_problem: bool = False
 
 
 class Running(NamedTuple):
@@ -87,6 +60,14 @@ class Supervisor:
         """Those that have answered, and have not ended."""
         self._directory = directory
         self._keepers: list[asyncio.Task[None]] = []
+
+    def sockets(self) -> list[Path]:
+        """Where the workers that serve are asked."""
+        return [worker.socket for worker in self.serving.values()]
+
+    def choose(self, chosen: Chosen) -> None:
+        """Have workers that start from now on serve what an operator chose."""
+        self.chosen = chosen
 
     async def start(self) -> Started:
         """Start every worker; what the first one serves.
@@ -120,7 +101,7 @@ class Supervisor:
         reading, writing = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "serving.workers"),
+                *(sys.executable, "-m", "serving.worker"),
                 stdin=PIPE,
                 pass_fds=(writing,),
                 env={**os.environ, "OMP_NUM_THREADS": "1", "PROMETHEUS_MULTIPROC_DIR": str(self._directory)},
@@ -166,72 +147,6 @@ class Supervisor:
                 log.warning("worker %d cannot start: %s", slot, error)
 
 
-class FanOutAdminService(admin_pb2_grpc.AdminServiceServicer):  # type: ignore[misc]
-    """esr.v1.AdminService over all workers: they switch once every one of them has the version in memory."""
-
-    def __init__(self, supervisor: Supervisor) -> None:
-        self.supervisor = supervisor
-        self._changing = asyncio.Lock()
-
-    async def ListVersions(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        """List the versions as the worker that is behind the others knows them."""
-        answers = await self._ask_all("ListVersions", request, context)
-        return min(answers, key=lambda answer: answer.active_version)
-
-    async def LoadVersion(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        """Load a version in every worker."""
-        return (await self._ask_all("LoadVersion", request, context))[0]
-
-    async def ActivateVersion(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        """Load a version in every worker; when all have it, switch."""
-        async with self._changing:
-            listing = await self.ListVersions(admin_pb2.ListVersionsRequest(), context)
-            highest = max((version.version for version in listing.versions), default=0)
-            chosen = Chosen(request.version or highest, request.follow_latest, highest)
-            return await self._switch(chosen, context)
-
-    async def RollBack(self, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        """Switch every worker to the version that was active before."""
-        async with self._changing:
-            listing = await self.ListVersions(admin_pb2.ListVersionsRequest(), context)
-            if not listing.previous_version:
-                raise BundleUnusableError("no version was active before this one")
-            answer = await self._switch(Chosen(listing.previous_version, follows_latest=False), context)
-            return admin_pb2.RollBackResponse(version=answer.version)
-
-    async def _switch(self, chosen: Chosen, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        await self._ask_all("LoadVersion", admin_pb2.LoadVersionRequest(version=chosen.version), context)
-        self.supervisor.chosen = chosen  # a worker that dies from here on comes back with it
-        answer = (await self._ask_all("ActivateVersion", activation(chosen), context))[0]
-        await asyncio.to_thread(keep, self.supervisor.options.choice_file, chosen)
-        return answer
-
-    async def _ask_all(self, method: str, request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> list[Any]:
-        """Every serving worker's answer to one method; the first refusal is the answer for all."""
-        calls = (ask(worker.socket, method, request) for worker in self.supervisor.serving.values())
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, grpc.aio.AioRpcError) and answer.code() is not grpc.StatusCode.UNAVAILABLE:
-                await context.abort(answer.code(), answer.details() or "", tuple(answer.trailing_metadata()))
-        # A worker that could not be reached has died just now: it comes back with what was chosen.
-        living = [answer for answer in answers if not isinstance(answer, BaseException)]
-        if not living:
-            raise NotServingError("no worker answers")
-        return living
-
-
-def activation(chosen: Chosen) -> Any:
-    """What tells a worker an operator's choice."""
-    return admin_pb2.ActivateVersionRequest(version=chosen.version, follow_latest=chosen.follows_latest)
-
-
-async def ask(socket: Path, method: str, request: Any) -> Any:
-    """One call of one worker's admin service."""
-    async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
-        call: Callable[[Any], Coroutine[Any, Any, Any]] = getattr(admin_pb2_grpc.AdminServiceStub(channel), method)
-        return await call(request)
-
-
 def read_to_the_end(descriptor: int) -> bytes:
     """What a pipe carries until its other end closes."""
     with open(descriptor, "rb") as pipe:
@@ -257,7 +172,7 @@ async def supervise(options: ServerOptions, ready: Callable[[Started], None]) ->
         reports = stack.enter_context(opened(options.access_log if has_calls else "", options.otel and has_calls))
         supervisor = Supervisor(options.model_copy(update={"port": port}), directory)
         stack.push_async_callback(supervisor.stop)
-        service = FanOutAdminService(supervisor)
+        service = FanOutAdminService(supervisor, options.choice_file)
         started = await supervisor.start()
         admin_address = await stack.enter_async_context(administration(options, reports, service))
         registry = prometheus_client.CollectorRegistry()
@@ -267,43 +182,3 @@ async def supervise(options: ServerOptions, ready: Callable[[Started], None]) ->
         where = (joined(options.host, port), admin_address, metrics_address)
         ready(Started(*where, started.model_id, started.version, started.context_id, pids))
         await stopping.wait()
-
-
-async def work(assignment: Assignment) -> None:
-    """Be one worker, until SIGTERM or the supervisor's end."""
-    stopping = stop_signals()
-    loop = asyncio.get_running_loop()
-
-    def supervisor_ended() -> None:
-        loop.remove_reader(sys.stdin.fileno())
-        stopping.set()
-
-    def answer(started: Started) -> None:
-        tell(assignment, Answer(started=started))
-
-    loop.add_reader(sys.stdin.fileno(), supervisor_ended)
-    await serve(assignment.options, answer, stopping, Worker(assignment.admin_socket, assignment.chosen))
-
-
-def tell(assignment: Assignment, answer: Answer) -> None:
-    """Answer the supervisor, once."""
-    with open(assignment.answer, "w") as pipe:
-        pipe.write(answer.model_dump_json())
-
-
-def main() -> int:
-    """A worker's process."""
-    assignment = Assignment.model_validate_json(sys.stdin.readline())
-    try:
-        run(work(assignment))
-    except (ServingError, OSError) as error:
-        is_bundle_problem = isinstance(error, BundleUnusableError | BundleCorruptError)
-        tell(assignment, Answer(problem=str(error), is_bundle_problem=is_bundle_problem))
-        return 2
-    if os.getppid() != assignment.supervisor:  # it was killed, so nobody else removes what was shared
-        shutil.rmtree(assignment.admin_socket.parent, ignore_errors=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

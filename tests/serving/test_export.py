@@ -16,7 +16,9 @@ from esr_trainer.whole_directory import TEMPORARY, sha256, sole_writer
 from serving import export as exporting
 from serving.__main__ import Serving
 from serving.bundle import REQUIRED
-from serving.export import ExportedTower, export, greedy_regret, write_tower
+from serving.export import export
+from serving.export_check import greedy_regret
+from serving.export_tower import ExportedTower, write_tower
 from serving.index_building import BuiltIndex, write_index
 from serving.retriever import Retriever
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.index import EVERYTHING, ItemIndex, Selection, quotas
+from serving.index import ItemIndex, quotas
 from serving.index_building import KindName, build_index, exact_index, recall
+from serving.selection import EVERYTHING, Selection
 
 KINDS: tuple[KindName, ...] = ("flat", "ivf", "hnsw")
 
@@ -64,7 +65,7 @@ def test_search_in_chunks_is_search_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     index, queries = exact_index(embeddings(1, 500, 8)), embeddings(1, 40, 8, seed=1)[0]
     selections = [Selection.of(excluded=range(query)) for query in range(40)]
     expected = [found.rows.tolist() for found in index.search_selected(queries, 0, 9, selections)]
-    monkeypatch.setattr("serving.index.CHUNK", 500 * 8)
+    monkeypatch.setattr("serving.expert_index.CHUNK", 500 * 8)
     assert [found.rows.tolist() for found in index.search_selected(queries, 0, 9, selections)] == expected
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from esr_trainer.command_line import UsageError
-from serving.index import Selection
 from serving.index_building import (
     KindName,
     build_index,
@@ -15,6 +14,7 @@ from serving.index_building import (
     tune,
     with_other_items,
 )
+from serving.selection import Selection
 
 KINDS: tuple[KindName, ...] = ("flat", "ivf", "hnsw")
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from serving.errors import BundleCorruptError
-from serving.index import Selection
 from serving.index_building import KindName, build_index, write_index
 from serving.index_files import KINDS, IndexFacts, file_names, parse_item_index
+from serving.selection import Selection
 
 NUM_ITEMS, DIMENSION = 300, 8
 SIZES = {"flat": (8, 37), "ivf": (8, 37, 61), "hnsw": (8, 37)}

@@ -18,7 +18,7 @@ from esr_trainer.command_line import UsageError, main
 from esr_trainer.whole_directory import sha256
 from serving import Retriever
 from serving.__main__ import Serving
-from serving.bundle import BundleFile
+from serving.bundle_files import BundleFile
 from serving.errors import BundleCorruptError
 from serving.export import export_for_triton
 from tests.conftest import last_json
