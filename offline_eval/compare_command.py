@@ -20,7 +20,7 @@ REPLAY_ONLY = ("bundle", "by", "segments", "min_recall", "data", "lsr", "candida
 
 
 class Compare(Command):
-    """Judge checkpoints by replay: the users of the runs' world through each checkpoint and through its bundle.
+    """Judge checkpoints by replay (the users of the runs' world through each and through its bundle) or by a log.
 
     Prints policy value, paired difference to the baseline, what the lists are like, the gates, and a verdict for each
     candidate; exits with 0 (promote), 3 (hold) or 4 (reject), of several candidates the best one's. Beside them: one

@@ -11,6 +11,7 @@ from esr_trainer.command_line import main
 from esr_trainer.environments import open_world
 from esr_trainer.system import system_of
 from offline_eval.__main__ import OfflineEval
+from offline_eval.comparison import Comparison, Judged
 from offline_eval.intervals import bootstrap
 from offline_eval.judging import trained
 from serving.export import export
@@ -177,6 +178,8 @@ def test_of_several_candidates_the_best_gives_the_exit_code_and_pays_for_the_cho
         "promote",
     ]
     assert result["best"] == str(runs["long"])
+    assert set(result) == {*Comparison._fields, "best", "exit_code"}
+    assert [set(judged) for judged in result["judged"]] == [set(Judged._fields)] * 4
     assert result["confidence"] == pytest.approx(0.975)
     assert f"best of 2: {runs['long']} (promote)" in out
     assert "97.5 %" in out
