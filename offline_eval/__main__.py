@@ -7,6 +7,7 @@ from pydantic_settings import CliApp, CliSubCommand
 from esr_trainer.command_line import Options, main
 from offline_eval.compare_command import Compare
 from offline_eval.measure_commands import Inclusion, Runtime
+from offline_eval.ope_error_command import OpeErrors
 from offline_eval.reproduce_command import Reproduce
 from offline_eval.tables_command import Tables
 
@@ -25,6 +26,9 @@ class OfflineEval(Options):
 
     inclusion: CliSubCommand[Inclusion]
     """Error of the inclusion probabilities in closed form, against draws."""
+
+    ope_error: CliSubCommand[OpeErrors]
+    """Error of the estimators from logs, where the true value is known."""
 
     runtime: CliSubCommand[Runtime]
     """Milliseconds of a training step, as a multiple of its floor."""

@@ -6,7 +6,7 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -14,8 +14,9 @@ from rich.table import Table
 from esr_trainer.command_line import show
 from offline_eval.comparison import plain
 from offline_eval.comparison_tables import between, percent, signed
-from offline_eval.intervals import CONFIDENCE
+from offline_eval.intervals import CONFIDENCE, INTERVALS
 from offline_eval.log_evaluation import LogEvaluation
+from offline_eval.ope_error import OpeError
 from offline_eval.verdict import EXIT_CODES, best_of
 
 
@@ -90,4 +91,20 @@ def log_gates_table(found: LogEvaluation) -> Table:
         for gate in judged.verdict.gates:
             met = "met" if gate.passed else f"not met: {gate.failing_means}"
             table.add_row(judged.name, gate.name, f"{gate.value:.4g}", gate.rule, met)
+    return table
+
+
+def errors_table(errors: Sequence[OpeError]) -> Table:
+    """How far the estimators are off where the true value is known."""
+    columns = ("world", "logs", "estimator", "value", "bias", "error", "effective sample size", *INTERVALS, "regret")
+    table = Table(*columns, title="true value, coverage of the 95 % intervals, regret of choosing among ten")
+    for one in errors:
+        size = one.effective_sample_size
+        table.add_row(
+            *(one.world, one.family, one.estimator, f"{one.true_value:.3f}", f"{one.bias:+.3f}"),
+            f"{one.root_mean_squared_error:.3f}",
+            "" if size is None else f"{size:.0f}",
+            *(f"{one.coverage[name]:.1%}" if name in one.coverage else "" for name in INTERVALS),
+            f"{one.regret:.3f} ± {one.regret_error:.3f}",
+        )
     return table

@@ -47,7 +47,7 @@ def test_gates_hold_what_the_log_cannot_tell() -> None:
     good = overlap("log_ratios", running(np.random.default_rng(0).exponential(size=1000).tolist()))
     assert all(gate.passed for gate in gates(good, Calibration(50, Estimate(50.3, 50.1, 50.5))))
     broken = {
-        "effective sample size": good._replace(effective_sample_size=99.0),
+        "effective sample size": good._replace(effective_sample_size=399.0),
         "largest weight's share": good._replace(largest_share=0.11),
         "share of rounds with support": good._replace(supported_share=0.9),
         "distance of 1 from the mean weight's interval": good._replace(mean_weight=Estimate(0.8, 0.7, 0.9)),
