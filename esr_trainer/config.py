@@ -1,7 +1,7 @@
 """The settings that decide a run; each is named once, here, and is a command-line option and a key of a YAML file."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -12,6 +12,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 EstimatorName = Literal["top1", "ca", "ca-swr", "ca-poisson", "ca-heads", "v-swr", "v"]
+OffPolicyName = Literal["ce", "ips", "two-stage-ips", "topk-ips", "ca-swr-ips", "ca-poisson-ips"]
 EnvironmentName = Literal["kuairec", "synthetic", "interactions"]
 LateStageRankerName = Literal["optimal", "noisy", "uniform", "anti", "learned"]
 SlotWeightsName = Literal["sum", "mean", "dcg"]
@@ -21,6 +22,9 @@ VarianceReductionName = Literal["none", "baseline", "grpo", "control-variate"]
 PresetName = Literal["default", "paper"]
 Resume = Literal["auto", "never"] | Path
 
+
+OFF_POLICY: tuple[str, ...] = get_args(OffPolicyName)
+"""Estimators that learn from a log; the others interact with a world."""
 
 V_FAMILY = ("v", "v-swr")
 """Estimators that follow the probability of the drawn candidates; the others follow an item's inclusion probability."""
