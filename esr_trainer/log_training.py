@@ -131,21 +131,27 @@ class LogTrainer(Learner):
         return {}
 
 
-def start_from_log(config: TrainConfig, ground: Ground) -> LogTrainer:
-    """A new run, and the values that it is read against."""
+def new_log_trainer(config: TrainConfig, ground: Ground) -> LogTrainer:
+    """A run at its first step: tables drawn from the seed, nothing valued yet."""
     generator = torch.Generator().manual_seed(config.seed)
     policy = build_policy(config, *read_catalogue(config, ground.log))
     policy.initialise(config.init_std, generator)
     optimizer = OPTIMIZERS[config.optimizer](policy.parameters(), lr=config.learning_rate)
-    learner = LogTrainer(
+    return LogTrainer(
         config=config,
         ground=ground,
         policy=policy,
         optimizer=optimizer,
         generator=generator,
         step=0,
-        metrics={"popularity_held_out_recall": popularity_recall(ground), **logged_reward(ground)},
+        metrics={},
     )
+
+
+def start_from_log(config: TrainConfig, ground: Ground) -> LogTrainer:
+    """A new run, and the values that it is read against."""
+    learner = new_log_trainer(config, ground)
+    learner.metrics |= {"popularity_held_out_recall": popularity_recall(ground), **logged_reward(ground)}
     if ground.world is not None:
         learner.metrics |= references(ground.world, ground.system)
     learner.evaluate()
