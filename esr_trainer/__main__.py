@@ -1,4 +1,4 @@
-"""`python -m esr_trainer`: train an ESR online, from the settings to a checkpoint."""
+"""`python -m esr_trainer`: train an ESR, from the settings to a checkpoint."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from esr_trainer.result import TrainingProgress, show_replicas, show_run
 
 
 class Train(TrainConfig, Command):
-    """Train an early-stage ranker online by policy gradient, against a late-stage ranker and simulated users.
+    """Train an early-stage ranker by policy gradient, against a late-stage ranker and simulated users, or from a log.
 
     A configuration file is read first, the command line wins. Ctrl-C and SIGTERM save before they stop;
     the same command with --out RUN goes on from there. --resume RUN or CHECKPOINT goes on in a new run directory.
@@ -41,16 +41,16 @@ class Train(TrainConfig, Command):
     def run(self) -> Mapping[str, Any]:
         """Train, and print the result for a newcomer."""
         from esr_trainer.interruption import stop_requested
+        from esr_trainer.learner import NonFiniteLossError
         from esr_trainer.profiling import each_step, profiled
         from esr_trainer.replicas import prepare_replicas
         from esr_trainer.run import Report, train_side_by_side
-        from esr_trainer.training import NonFiniteLossError
         from esr_trainer.whole_directory import sole_writer
 
         config = TrainConfig.model_validate(self.model_dump(include=set(TrainConfig.model_fields)))
         out, trainers, runs = prepare_replicas(config, self.seeds, self.out, self.resume)
         first = trainers[0]
-        note(f"world: {first.world.description}")
+        note(f"{'log' if config.from_log else 'world'}: {first.learned_from}")
         note(f"run: {out}" + (f", resumed at step {first.step}" if first.step else ""))
         if config.learning_rate_scale != "none":
             note(f"learning rate: {config.learning_rate:g} scaled to {first.optimizer.param_groups[0]['lr']:.4g}")
@@ -74,9 +74,9 @@ class Train(TrainConfig, Command):
             for checkpoint, run, trainer in zip(saved, runs, trainers, strict=True)
         ]
         if self.seeds == 1:
-            show_run(results[0], config.estimator)
+            show_run(results[0], config)
             return {**results[0], **speed}
-        return {"run": str(out), **show_replicas(results, config), **speed}
+        return {"run": str(out), **show_replicas(results, config, first.criterion), **speed}
 
 
 def read_settings(arguments: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import ValidationError
@@ -44,10 +44,23 @@ class CheckpointDescription(Options):
     """What the world is, in one line."""
     world_fingerprint: str
     """SHA-256 of the world: checkpoints of one world can be compared."""
+    log_fingerprint: str | None = None
+    """SHA-256 of the log it learned from, if it learned from one."""
     metrics: dict[str, float]
     """Policy value at this step, and the values it is read against."""
     files: dict[str, str]
     """SHA-256 of every other file."""
+
+
+class Grounds(NamedTuple):
+    """What decides a run, beside its settings."""
+
+    world_fingerprint: str
+    """SHA-256 of the world that it is valued in; of the log where there is none."""
+    ranker: RankerFile | None
+    """The LSR's own file, if there is one."""
+    log_fingerprint: str | None = None
+    """SHA-256 of the log that it learns from; None if it interacts with the world."""
 
 
 class Checkpoint:
@@ -93,6 +106,12 @@ class Checkpoint:
     def state(self) -> dict[str, Tensor]:
         """What else the run goes on from: its generator's state and its baseline."""
         return load_file(self.directory / "state.safetensors")
+
+    @property
+    def grounds(self) -> Grounds:
+        """What decided the run, beside its settings."""
+        description = self.description
+        return Grounds(description.world_fingerprint, self.ranker(), description.log_fingerprint)
 
     def ranker(self) -> RankerFile | None:
         """The LSR that it was trained with; None for an oracle."""
@@ -195,10 +214,10 @@ def last_checkpoint(directory: Path) -> Path:
     return found[-1]
 
 
-def keep_last_and_best(run: Path) -> None:
-    """Remove every checkpoint but the last and the one with the highest policy value."""
+def keep_last_and_best(run: Path, criterion: str = "policy_value") -> None:
+    """Remove every checkpoint but the last and the one with the highest of a metric."""
     *earlier, last = checkpoints(run)
-    value = {path: json.loads((path / DESCRIPTION).read_text())["metrics"]["policy_value"] for path in (*earlier, last)}
+    value = {path: json.loads((path / DESCRIPTION).read_text())["metrics"][criterion] for path in (*earlier, last)}
     best = max((last, *reversed(earlier)), key=value.__getitem__)
     for path in earlier:
         if path != best:
@@ -210,18 +229,21 @@ def holds_run(directory: Path) -> bool:
     return (directory / "config.json").is_file()
 
 
-def settings_of(config: TrainConfig, world_fingerprint: str, ranker: RankerFile | None) -> dict[str, Any]:
+def settings_of(config: TrainConfig, grounds: Grounds) -> dict[str, Any]:
     """What must be the same where a run goes on: all but the number of steps and where the data is.
 
     Args:
         config: the settings.
-        world_fingerprint: SHA-256 of the world.
-        ranker: the LSR's own file: one that is named by its path goes by its content.
+        grounds: what it is about; an LSR's own file that is named by its path goes by its content.
     """
-    settings = config.model_dump(mode="json", exclude={"steps", "data"})
-    if ranker and isinstance(config.lsr, Path):
-        settings["lsr"] = f"of SHA-256 {ranker.sha256}"
-    return {**settings, "world_fingerprint": world_fingerprint}
+    settings = config.model_dump(mode="json", exclude={"steps", "data", "from_log"})
+    if grounds.ranker and isinstance(config.lsr, Path):
+        settings["lsr"] = f"of SHA-256 {grounds.ranker.sha256}"
+    return {
+        **settings,
+        "world_fingerprint": grounds.world_fingerprint,
+        "log_fingerprint": grounds.log_fingerprint,
+    }
 
 
 def check_same_settings(what: str, found: Mapping[str, Any], wanted: Mapping[str, Any], rule: str) -> None:
@@ -231,14 +253,13 @@ def check_same_settings(what: str, found: Mapping[str, Any], wanted: Mapping[str
             raise UsageError(f"{what} {name} {found.get(name)}, not {value}; {rule}")
 
 
-def open_branch(directory: Path, config: TrainConfig, world_fingerprint: str, ranker: RankerFile | None) -> Checkpoint:
+def open_branch(directory: Path, config: TrainConfig, grounds: Grounds) -> Checkpoint:
     """The checkpoint from which another run may go on: what the two learn by must be the same.
 
     Args:
         directory: a run directory, for its last checkpoint, or a checkpoint.
         config: the settings of the run that goes on; PACE may differ, as may the steps and where the data is.
-        world_fingerprint: SHA-256 of its world.
-        ranker: its LSR's own file, if it was named by its path.
+        grounds: what it is about.
 
     Raises:
         UsageError: there is no whole checkpoint, or it has other settings.
@@ -246,24 +267,20 @@ def open_branch(directory: Path, config: TrainConfig, world_fingerprint: str, ra
     checkpoint = Checkpoint(directory)
     found, wanted = (
         {name: value for name, value in settings_of(*run).items() if name not in PACE}
-        for run in (
-            (checkpoint.config, checkpoint.description.world_fingerprint, checkpoint.ranker()),
-            (config, world_fingerprint, ranker),
-        )
+        for run in ((checkpoint.config, checkpoint.grounds), (config, grounds))
     )
     rule = f"only steps, data, {', '.join(PACE)} may differ"
     check_same_settings(f"resume ({directory}) has", found, wanted, rule)
     return checkpoint
 
 
-def enter_run(directory: Path, config: TrainConfig, world_fingerprint: str, ranker: RankerFile | None) -> None:
+def enter_run(directory: Path, config: TrainConfig, grounds: Grounds) -> None:
     """Check that a run directory's configuration matches.
 
     Args:
         directory: it holds a run.
         config: the settings; a run that is entered again may ask for more steps, or find its data elsewhere.
-        world_fingerprint: SHA-256 of the world, which must match too.
-        ranker: the LSR's own file; one that was named by its path must have the same content.
+        grounds: what the run is about, which must match too.
 
     Raises:
         UsageError: its settings are others.
@@ -273,16 +290,14 @@ def enter_run(directory: Path, config: TrainConfig, world_fingerprint: str, rank
     except json.JSONDecodeError as error:
         raise UsageError(f"out ({directory}): its config.json cannot be read") from error
     found = {
-        **settings_of(TrainConfig(), "", None),
+        **settings_of(TrainConfig(), Grounds("", None)),
         **written,
     }  # an option that is newer than the run was at its default
     rule = "name another directory, or repeat that run's options to go on with it"
-    check_same_settings(
-        f"out ({directory}) holds a run with", found, settings_of(config, world_fingerprint, ranker), rule
-    )
+    check_same_settings(f"out ({directory}) holds a run with", found, settings_of(config, grounds), rule)
 
 
-def make_run(directory: Path | None, config: TrainConfig, world_fingerprint: str, ranker: RankerFile | None) -> Path:
+def make_run(directory: Path | None, config: TrainConfig, grounds: Grounds) -> Path:
     """Make a run directory, None for the next free `runs/<n>`; it holds `config.json`; arguments as of `enter_run`.
 
     Raises:
@@ -297,7 +312,7 @@ def make_run(directory: Path | None, config: TrainConfig, world_fingerprint: str
     try:
         directory.mkdir(parents=True, exist_ok=True)
         temporary = directory / "config.json.tmp"
-        temporary.write_text(json.dumps(settings_of(config, world_fingerprint, ranker), indent=2))
+        temporary.write_text(json.dumps(settings_of(config, grounds), indent=2))
         os.replace(temporary, directory / "config.json")
     except OSError as error:
         raise UsageError(f"out ({directory}) cannot be written: {error.strerror}") from error

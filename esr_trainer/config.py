@@ -1,7 +1,7 @@
 """The settings that decide a run; each is named once, here, and is a command-line option and a key of a YAML file."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -11,7 +11,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
-EstimatorName = Literal["top1", "ca", "ca-swr", "ca-poisson", "ca-heads", "v-swr", "v"]
+OnlineName = Literal["top1", "ca", "ca-swr", "ca-poisson", "ca-heads", "v-swr", "v"]
+OffPolicyName = Literal["ce", "ips", "two-stage-ips", "topk-ips", "ca-swr-ips", "ca-poisson-ips"]
+EstimatorName = Literal[OnlineName, OffPolicyName]
 EnvironmentName = Literal["kuairec", "synthetic", "interactions"]
 LateStageRankerName = Literal["optimal", "noisy", "uniform", "anti", "learned"]
 SlotWeightsName = Literal["sum", "mean", "dcg"]
@@ -21,6 +23,9 @@ VarianceReductionName = Literal["none", "baseline", "grpo", "control-variate"]
 PresetName = Literal["default", "paper"]
 Resume = Literal["auto", "never"] | Path
 
+
+OFF_POLICY: tuple[str, ...] = get_args(OffPolicyName)
+"""Estimators that learn from a log; the others interact with a world."""
 
 V_FAMILY = ("v", "v-swr")
 """Estimators that follow the probability of the drawn candidates; the others follow an item's inclusion probability."""
@@ -73,6 +78,30 @@ def misuse(variance_reduction: str, estimator: str, lsr: str | Path, batch: int)
     return None
 
 
+def misuse_of_log(config: "TrainConfig") -> str | None:
+    """Why an estimator, a log and what goes with them do not fit together, in one line, or None."""
+    if config.from_log is None:
+        is_off_policy = config.estimator in OFF_POLICY
+        return f"estimator ({config.estimator}) learns from a log: name it with --from-log" if is_off_policy else None
+    has_ranker = config.values_in_a_world or config.lsr == "learned" or isinstance(config.lsr, Path)
+    rules = (
+        (
+            config.estimator in OFF_POLICY,
+            f"estimator ({config.estimator}) interacts with a world: --from-log takes {', '.join(OFF_POLICY)}",
+        ),
+        *(
+            (value in ("none", "cpu"), f"{name} ({value}) is for rounds that are played: leave it out with --from-log")
+            for name in ("variance_reduction", "learning_rate_scale", "device")
+            for value in [getattr(config, name)]
+        ),
+        (
+            has_ranker,
+            f"lsr ({config.lsr}) goes by a world's rewards: name a world with --data, or take learned or a file",
+        ),
+    )
+    return next((rule for is_kept, rule in rules if not is_kept), None)
+
+
 class TrainConfig(Options):
     """What decides the result of a training run."""
 
@@ -90,6 +119,11 @@ class TrainConfig(Options):
     """Your own log, CSV or Parquet with the columns context_id, item_id, reward and optionally propensity: a model
     fitted to it answers for its users. Or KuaiRec's small_matrix.csv, small_matrix_gt2.npz or
     small_matrix_semisynthetic.npz, or the arrays of a synthetic world (npz). Without it a simulator stands in."""
+    from_log: str | None = None
+    """Learn from a log instead of playing rounds: the server's feedback log (SQLite, PostgreSQL or Parquet; its sampled
+    rounds), a CSV in Open Bandit's form, or CSV or Parquet with context_id, item_id, reward and optionally propensity.
+    With --data or --environment the run is valued in that world, of the same ids; without, on held-out showings. The
+    LSR is then `learned` from the log by default, and the entropy bonus 0."""
     world_seed: Seed = 0
     """Seed of a generated world, of the fit to a log, and of the feedback and the fit of a learned ranker."""
     contexts: PositiveInt | None = None
@@ -122,6 +156,16 @@ class TrainConfig(Options):
     entropy: NonNegative = 0.1
     """Weight of the entropy bonus, as a share of the batch's mean reward: the mean entropy of the experts' softmax is
     added to what is maximised, so that items that are sure to be candidates do not end the exploration."""
+    set_size: PositiveInt = 30
+    """k of `two-stage-ips`: items in a set, the logged one included."""
+    sets: PositiveInt = 100
+    """tau of `two-stage-ips`: sets drawn per showing."""
+    set_temperature: Positive = 1.0
+    """The sets of `two-stage-ips` are drawn from softmax(logits / this); above 1 they are more varied."""
+    alpha: NonNegative = 0.01
+    """Weight of a set's other items in `two-stage-ips`."""
+    lsr_temperature: Positive = 1.0
+    """In `two-stage-ips` the ranker shows an item of a set by softmax(scores / this)."""
     embedding_dim: PositiveInt = 10
     """Dimension of an expert's embeddings."""
     init_std: Positive = 0.1
@@ -154,7 +198,9 @@ class TrainConfig(Options):
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, given: Any) -> Any:
-        """Fill in what a preset decides and nobody gave."""
+        """Fill in what a preset or a log decides and nobody gave."""
+        if isinstance(given, dict) and given.get("from_log") is not None:
+            given = {"lsr": "learned", "entropy": 0.0, **given}
         if isinstance(given, dict) and given.get("preset") == "paper":
             estimator, lsr = (given.get(name, cls.model_fields[name].default) for name in ("estimator", "lsr"))
             is_scaled_here = given.get("learning_rate_scale") == "propensity"  # not twice: from a fixed order's
@@ -166,6 +212,8 @@ class TrainConfig(Options):
     def _options_fit(self) -> "TrainConfig":
         if self.slate > self.candidates:
             raise ValueError(f"slate ({self.slate}) exceeds candidates ({self.candidates})")
+        if wrong := misuse_of_log(self):
+            raise ValueError(wrong)
         if wrong := misuse(self.variance_reduction, self.estimator, self.lsr, self.batch):
             raise ValueError(f"variance_reduction {wrong}")
         if self.learning_rate_scale == "propensity" and self.estimator in V_FAMILY:
@@ -174,3 +222,8 @@ class TrainConfig(Options):
                 "the candidates, whatever the LSR shows of them"
             )
         return self
+
+    @property
+    def values_in_a_world(self) -> bool:
+        """Whether there is a world: always for rounds that are played, where it is named for a log."""
+        return self.from_log is None or self.data is not None or self.environment is not None

@@ -9,7 +9,7 @@ from torch import Tensor
 from esr_trainer import reward_model
 from esr_trainer.command_line import UsageError, note
 from esr_trainer.reward_model import Description, Interactions
-from esr_trainer.world import World
+from esr_trainer.world import Catalogue, World
 
 
 def logged_feedback(world: World, count: int, generator: torch.Generator) -> Interactions:
@@ -22,26 +22,25 @@ def logged_feedback(world: World, count: int, generator: torch.Generator) -> Int
 
 def fit_learned_ranker(world: World, count: int, seed: int) -> bytes:
     """Fit a ranker to `count` logged interactions; give the content of its file."""
-    feedback = logged_feedback(world, count, torch.Generator().manual_seed(seed))
-    model, errors = reward_model.fit(feedback, world.num_contexts, world.num_items, seed, "fitting the learned LSR")
+    return fit_to_feedback(logged_feedback(world, count, torch.Generator().manual_seed(seed)), world, seed)
+
+
+def fit_to_feedback(feedback: Interactions, catalogue: Catalogue, seed: int) -> bytes:
+    """Fit a ranker to logged feedback; give the content of its file."""
+    context_ids, item_ids, count = catalogue.context_ids, catalogue.item_ids, len(feedback.rewards)
+    model, errors = reward_model.fit(feedback, len(context_ids), len(item_ids), seed, "fitting the learned LSR")
     note(f"learned LSR, fitted to {count:,} logged interactions: {errors}")
     return reward_model.to_bytes(
         model,
-        Description(
-            link=model.link,
-            context_ids=world.context_ids,
-            item_ids=world.item_ids,
-            num_interactions=count,
-            errors=errors,
-        ),
+        Description(link=model.link, context_ids=context_ids, item_ids=item_ids, num_interactions=count, errors=errors),
     )
 
 
 class LearnedRanker:
     """Scores candidates by the expected reward that a fitted model gives them."""
 
-    def __init__(self, content: bytes, world: World) -> None:
-        """Open a fitted ranker; its rows are found by the world's ids.
+    def __init__(self, content: bytes, catalogue: Catalogue) -> None:
+        """Open a fitted ranker; its rows are found by the catalogue's ids.
 
         Raises:
             UsageError: the file is something else, or does not know one of the ids.
@@ -50,8 +49,8 @@ class LearnedRanker:
             self.model, self.description = reward_model.from_bytes(content)
         except ValueError as error:
             raise UsageError(f"lsr (ranker.safetensors): {error}") from error
-        self.context_rows = rows_of("context", world.context_ids, self.description.context_ids)
-        self.item_rows = rows_of("item", world.item_ids, self.description.item_ids)
+        self.context_rows = rows_of("context", catalogue.context_ids, self.description.context_ids)
+        self.item_rows = rows_of("item", catalogue.item_ids, self.description.item_ids)
 
     def __call__(self, contexts: Tensor, items: Tensor) -> Tensor:
         """Scores: (B,), (B, K) -> (B, K)."""

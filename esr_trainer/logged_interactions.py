@@ -63,13 +63,21 @@ def read_log(path: Path) -> pl.DataFrame:
     Raises:
         UsageError: see `logged_world`.
     """
-    table = read_table(path, "data")
+    return check_log(read_table(path, "data"), f"data ({path})")
+
+
+def check_log(table: pl.DataFrame, source: str) -> pl.DataFrame:
+    """The rows of a log that was read as text, checked; `source` is how an error names it.
+
+    Raises:
+        UsageError: see `logged_world`.
+    """
     if missing := [name for name in COLUMNS if name not in table.columns]:
-        raise UsageError(f"data ({path}) has no column {missing[0]}; a log needs {', '.join(COLUMNS)}")
+        raise UsageError(f"{source} has no column {missing[0]}; a log needs {', '.join(COLUMNS)}")
     numbers = [name for name in ("reward", PROPENSITY) if name in table.columns]
     rows = table.select(*COLUMNS[:2], *(pl.col(name).cast(pl.Float64, strict=False) for name in numbers))
     if len(rows) < 2:
-        raise UsageError(f"data ({path}) has {len(rows)} rows; a model needs 2 or more")
+        raise UsageError(f"{source} has {len(rows)} rows; a model needs 2 or more")
     rules = {name: (pl.col(name).fill_null("") != "", "be there") for name in COLUMNS[:2]}
     rules["reward"] = (pl.col("reward").is_finite().fill_null(False), "be a finite number")
     if PROPENSITY in numbers:
@@ -78,7 +86,7 @@ def read_log(path: Path) -> pl.DataFrame:
     for name, (holds, rule) in rules.items():
         wrong = rows.select(holds).to_series().not_().arg_true()
         if len(wrong):
-            raise UsageError(f"data ({path}): row {wrong[0] + 1} has {name} {table[name][wrong[0]]}; it must {rule}")
+            raise UsageError(f"{source}: row {wrong[0] + 1} has {name} {table[name][wrong[0]]}; it must {rule}")
     return rows
 
 

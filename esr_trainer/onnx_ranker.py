@@ -13,7 +13,7 @@ from torch import Tensor
 
 from esr_trainer.command_line import UsageError
 from esr_trainer.onnx_session import OnnxModelError, first_line, session
-from esr_trainer.world import World
+from esr_trainer.world import Catalogue
 
 INPUTS: Mapping[tuple[str, str], str] = {
     ("context_id", "item_ids"): "tensor(string)",
@@ -25,7 +25,7 @@ INPUTS: Mapping[tuple[str, str], str] = {
 class OnnxRanker:
     """Scores candidates by the user's model."""
 
-    def __init__(self, content: bytes, world: World) -> None:
+    def __init__(self, content: bytes, catalogue: Catalogue) -> None:
         """Open a model and try it on some contexts and items.
 
         Raises:
@@ -46,10 +46,10 @@ class OnnxRanker:
         if given != ["scores"]:
             raise refusal(f"its outputs are {', '.join(given)}, not scores alone")
         self.names = names
-        self.context_values, self.item_values = values_of(INPUTS[names], world)
-        for count, width in ((min(world.num_contexts, 64), min(world.num_items, 64)), (1, 1)):
-            contexts = torch.linspace(0, world.num_contexts - 1, count).long()
-            self(contexts, torch.linspace(0, world.num_items - 1, width).long().expand(count, -1))
+        self.context_values, self.item_values = values_of(INPUTS[names], catalogue)
+        for count, width in ((min(len(catalogue.context_ids), 64), min(len(catalogue.item_ids), 64)), (1, 1)):
+            contexts = torch.linspace(0, len(catalogue.context_ids) - 1, count).long()
+            self(contexts, torch.linspace(0, len(catalogue.item_ids) - 1, width).long().expand(count, -1))
 
     def __call__(self, contexts: Tensor, items: Tensor) -> Tensor:
         """Scores: (B,), (B, K) -> (B, K).
@@ -80,9 +80,9 @@ Values = Callable[[np.ndarray], np.ndarray]
 """Rows -> what the model is told of them."""
 
 
-def values_of(kind: str, world: World) -> tuple[Values, Values]:
+def values_of(kind: str, catalogue: Catalogue) -> tuple[Values, Values]:
     """How contexts and items are named to the model."""
     if kind == "tensor(int64)":
         return np.asarray, np.asarray
-    contexts, items = (np.array(ids, dtype=object) for ids in (world.context_ids, world.item_ids))
+    contexts, items = (np.array(ids, dtype=object) for ids in (catalogue.context_ids, catalogue.item_ids))
     return contexts.__getitem__, items.__getitem__

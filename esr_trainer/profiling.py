@@ -9,8 +9,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from esr_trainer.command_line import note
+from esr_trainer.learner import Learner
 from esr_trainer.run import Report
-from esr_trainer.training import Trainer
 
 TRACE = "trace.json"
 
@@ -49,10 +49,10 @@ def profiled(run: Path) -> Iterator[Callable[[], None]]:
         note(f"profile: nothing written, it needs more than {SKIPPED} steps")
 
 
-def each_step(step_done: Callable[[], None], first: Trainer, report: Report) -> Report:
+def each_step(step_done: Callable[[], None], first: Learner, report: Report) -> Report:
     """`report`, and `step_done` once per step of the first of the runs that step together."""
 
-    def both(trainer: Trainer) -> None:
+    def both(trainer: Learner) -> None:
         report(trainer)
         if trainer is first:
             step_done()

@@ -8,16 +8,16 @@ from torch import Tensor
 
 from esr_trainer.learned_ranker import LearnedRanker
 from esr_trainer.onnx_ranker import OnnxRanker
-from esr_trainer.world import World
+from esr_trainer.world import Catalogue
 
 Scorer = Callable[[Tensor, Tensor], Tensor]
 """What an LSR ranks by: contexts (B,), items (B, K) -> scores (B, K), float32 and finite."""
 
-RANKER_FILES: Mapping[str, Callable[[bytes, World], Scorer]] = {
+RANKER_FILES: Mapping[str, Callable[[bytes, Catalogue], Scorer]] = {
     "ranker.safetensors": LearnedRanker,
     "ranker.onnx": OnnxRanker,
 }
-"""Name in a checkpoint -> content, world -> what the LSR ranks by."""
+"""Name in a checkpoint -> content, catalogue -> what the LSR ranks by."""
 
 
 class RankerFile(NamedTuple):
@@ -32,10 +32,10 @@ class RankerFile(NamedTuple):
         """What decides it."""
         return hashlib.sha256(self.content).hexdigest()
 
-    def open(self, world: World) -> Scorer:
-        """What the LSR ranks by in a world.
+    def open(self, catalogue: Catalogue) -> Scorer:
+        """What the LSR ranks by in a catalogue.
 
         Raises:
-            UsageError: the file does not hold such a ranker, or not one for this world.
+            UsageError: the file does not hold such a ranker, or not one for this catalogue.
         """
-        return RANKER_FILES[self.name](self.content, world)
+        return RANKER_FILES[self.name](self.content, catalogue)

@@ -9,7 +9,8 @@ from typing import NamedTuple
 from esr_trainer.checkpoint import fresh_run, holds_run
 from esr_trainer.command_line import UsageError
 from esr_trainer.config import Resume, TrainConfig
-from esr_trainer.training import Trainer, settle, take_up
+from esr_trainer.learner import Learner
+from esr_trainer.preparation import settle, take_up, with_seed
 
 
 class Mean(NamedTuple):
@@ -27,7 +28,7 @@ def mean_over_seeds(values: Sequence[float]) -> Mean:
 
 def prepare_replicas(
     config: TrainConfig, num_seeds: int, out: Path | None, resume_from: Resume
-) -> tuple[Path, list[Trainer], list[Path]]:
+) -> tuple[Path, list[Learner], list[Path]]:
     """Start or take up the runs of seeds seed..seed + num_seeds - 1 in one world.
 
     Args:
@@ -42,9 +43,9 @@ def prepare_replicas(
     Raises:
         UsageError: the settings, the data or a directory cannot be used.
     """
-    config, world, given = settle(config)
+    settled = settle(config)
     if num_seeds == 1:
-        trainer, run = take_up(config, world, given, out, resume_from)
+        trainer, run = take_up(settled, out, resume_from)
         return run, [trainer], [run]
     if out is not None and holds_run(out):
         raise UsageError(f"out ({out}) holds the run of one seed: --seeds ({num_seeds}) needs a directory of its own")
@@ -52,10 +53,9 @@ def prepare_replicas(
     if strangers:
         raise UsageError(f"out ({out}) holds {strangers[0]}: --seeds ({num_seeds}) needs a directory of its own")
     root = fresh_run(Path("runs")) if out is None else out
-    taken = []
+    taken: list[tuple[Learner, Path]] = []
     for seed in range(config.seed, config.seed + num_seeds):
-        own = TrainConfig.model_validate({**config.model_dump(), "seed": seed})
+        fitted = taken[0][0].grounds.ranker if taken else None  # once, by the first
         source = resume_from / f"seed-{seed}" if isinstance(resume_from, Path) else resume_from
-        taken.append(take_up(own, world, given, root / f"seed-{seed}", source))
-        given = given or taken[-1][0].system.ranker_file  # fitted once
+        taken.append(take_up(with_seed(settled, seed, fitted), root / f"seed-{seed}", source))
     return root, [trainer for trainer, _ in taken], [run for _, run in taken]

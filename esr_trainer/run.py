@@ -6,18 +6,18 @@ from pathlib import Path
 import torch
 
 from esr_trainer.checkpoint import checkpoints
+from esr_trainer.learner import OPTIMIZERS, Learner, NonFiniteLossError, take_step
 from esr_trainer.metrics import MetricsLog
-from esr_trainer.training import OPTIMIZERS, NonFiniteLossError, Trainer, take_step
 from esr_trainer.whole_directory import remove_unfinished
 
-Report = Callable[[Trainer], None]
+Report = Callable[[Learner], None]
 """Called after every step and evaluation of a run."""
 
 
 class Journal:
     """What a run writes of itself while it trains: metrics at each evaluation, checkpoints, the last one at its end."""
 
-    def __init__(self, trainer: Trainer, run: Path) -> None:
+    def __init__(self, trainer: Learner, run: Path) -> None:
         remove_unfinished(run / "checkpoints")
         self.trainer = trainer
         self.run = run
@@ -51,7 +51,7 @@ class Journal:
         return self.trainer.save(self.run)
 
 
-def joint_optimizer(trainers: Sequence[Trainer]) -> torch.optim.Optimizer:
+def joint_optimizer(trainers: Sequence[Learner]) -> torch.optim.Optimizer:
     """One optimizer of the tables of all runs, on each one's own state: a run is saved as if it were alone."""
     first, *others = trainers
     if not others:
@@ -64,7 +64,7 @@ def joint_optimizer(trainers: Sequence[Trainer]) -> torch.optim.Optimizer:
     return joint
 
 
-def train(trainer: Trainer, run: Path, report: Report, stop: Callable[[], bool]) -> Path:
+def train(trainer: Learner, run: Path, report: Report, stop: Callable[[], bool]) -> Path:
     """Advance to the last step, evaluating and saving on the way; arguments as for `train_side_by_side`.
 
     Returns:
@@ -74,7 +74,7 @@ def train(trainer: Trainer, run: Path, report: Report, stop: Callable[[], bool])
 
 
 def train_side_by_side(
-    trainers: Sequence[Trainer], runs: Sequence[Path], report: Report, stop: Callable[[], bool]
+    trainers: Sequence[Learner], runs: Sequence[Path], report: Report, stop: Callable[[], bool]
 ) -> list[Path]:
     """Advance runs that differ by their seed alone to their last step, evaluating and saving on the way.
 

@@ -11,23 +11,28 @@ from esr_trainer.learned_ranker import fit_learned_ranker
 from esr_trainer.policy_value import System
 from esr_trainer.ranker_files import RANKER_FILES, RankerFile
 from esr_trainer.slots import SLOT_WEIGHTS
-from esr_trainer.world import World
+from esr_trainer.world import Catalogue, World
 
 
-def system_of(config: TrainConfig, world: World, ranker: RankerFile | None = None) -> System:
+def system_of(config: TrainConfig, catalogue: Catalogue, ranker: RankerFile | None = None) -> System:
     """The system of the settings.
 
     Args:
         config: LSR, slot weights, K and L.
-        world: whose scores an oracle goes by.
+        catalogue: the world; where the ranker is a file, any ids.
         ranker: the LSR's own file; None for an oracle.
 
     Raises:
-        UsageError: the file does not hold a ranker for this world.
+        UsageError: the file does not hold a ranker for this catalogue, or an oracle has no world.
     """
     order = LATE_STAGE_RANKERS["learned" if isinstance(config.lsr, Path) else config.lsr]
-    scores = ranker.open(world) if ranker else world.scores
-    slot_weights = SLOT_WEIGHTS[config.slot_weights](config.slate).to(world.device)
+    if ranker:
+        scores = ranker.open(catalogue)
+    elif isinstance(catalogue, World):
+        scores = catalogue.scores
+    else:
+        raise UsageError(f"lsr ({config.lsr}) goes by a world's rewards, and there is none")
+    slot_weights = SLOT_WEIGHTS[config.slot_weights](config.slate).to(config.device)
     return System(order, scores, config.candidates, slot_weights, ranker)
 
 

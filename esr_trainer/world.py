@@ -5,6 +5,7 @@ Axes: C contexts, N items, B batch, J any number of items per context.
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +27,18 @@ def check_size(num_contexts: int, num_items: int) -> None:
             f"world ({num_contexts} contexts x {num_items} items) has more than {MAX_CELLS:,} cells, the most that its "
             "dense matrices may have"
         )
+
+
+class Catalogue(Protocol):
+    """What is told apart by its ids: contexts and items."""
+
+    @property
+    def context_ids(self) -> tuple[str, ...]:
+        """The data's own ids, C."""
+
+    @property
+    def item_ids(self) -> tuple[str, ...]:
+        """The data's own ids, N."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pydantic_settings import CliApp, CliSubCommand
 
 from esr_trainer.command_line import Options, main
 from offline_eval.compare_command import Compare
+from offline_eval.ma2020_command import Ma2020
 from offline_eval.measure_commands import Inclusion, Runtime
 from offline_eval.ope_error_command import OpeErrors
 from offline_eval.reproduce_command import Reproduce
@@ -20,6 +21,9 @@ class OfflineEval(Options):
 
     reproduce: CliSubCommand[Reproduce]
     """The published tables and figures, and studies of our own: resumable, the paper's numbers beside ours."""
+
+    ma2020: CliSubCommand[Ma2020]
+    """Learning from bandit feedback in the procedure of Ma et al. (WWW 2020), by each loss."""
 
     tables: CliSubCommand[Tables]
     """The tables of README.md and docs/results.md, written from the stored results."""

@@ -106,6 +106,8 @@ def same_system(
         UsageError: they were trained in different worlds, or for different systems and none was chosen.
     """
     first = checkpoints[0]
+    if not first.config.values_in_a_world:
+        raise UsageError(f"{paths[0]} was trained from a log alone: name a world with --data when training, to compare")
     settings = {name: overrides.get(name, setting(first, name)) for name in SYSTEM_SETTINGS}
     for path, checkpoint in zip(paths, checkpoints, strict=True):
         if checkpoint.description.world_fingerprint != first.description.world_fingerprint:

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from esr_trainer.config import TrainConfig
 from esr_trainer.environments import open_world
+from esr_trainer.learner import NonFiniteLossError
 from esr_trainer.system import ranker_of, system_of
-from esr_trainer.training import NonFiniteLossError, Trainer, start
+from esr_trainer.training import Trainer, start
 from esr_trainer.world import World
 
 REFERENCES = ("uniform", "popularity", "initial", "optimal")

@@ -6,7 +6,7 @@ A folder holds the moment's checkpoint and, in curve.json, the policy values up 
 import os
 from pathlib import Path
 
-from esr_trainer.checkpoint import checkpoints, open_branch
+from esr_trainer.checkpoint import Grounds, checkpoints, open_branch
 from esr_trainer.command_line import Options
 from esr_trainer.config import TrainConfig
 from esr_trainer.training import Trainer, resume
@@ -58,7 +58,7 @@ def taken_up(config: TrainConfig, folder: Path) -> tuple[Trainer, Curve]:
     """A run at the last moment that its folder holds."""
     remove_unfinished(folder / "checkpoints")
     world = world_of(config)
-    trainer = resume(config, world, open_branch(folder, config, world.fingerprint, None))
+    trainer = resume(config, world, open_branch(folder, config, Grounds(world.fingerprint, None)))
     noted = Noted.model_validate_json((folder / CURVE).read_bytes())
     known = sum(step <= trainer.step for step in noted.steps)  # it is written before the checkpoint is
     return trainer, Curve(noted.steps[:known], noted.policy_value[:known], noted.references)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from esr_trainer.config import TrainConfig
 from esr_trainer.interaction import Round, interact
+from esr_trainer.learner import descend
 from esr_trainer.policy_value import replay_list
-from esr_trainer.training import Trainer, descend, losses_of, play
+from esr_trainer.training import Trainer, losses_of, play
 from offline_eval.curves import Curve, learn, new_run, references_of
 
 NEGATIVES = 100

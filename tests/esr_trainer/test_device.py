@@ -13,10 +13,12 @@ from esr_trainer.checkpoint import Checkpoint
 from esr_trainer.config import V_FAMILY, EstimatorName, TrainConfig
 from esr_trainer.environments import open_world
 from esr_trainer.estimators import ESTIMATORS
+from esr_trainer.learner import take_step
 from esr_trainer.learning_rate import greedy_propensity
 from esr_trainer.policy_value import optimal_value, popularity_value, uniform_value
+from esr_trainer.preparation import prepare
 from esr_trainer.system import system_of
-from esr_trainer.training import greedy_values, prepare, take_step
+from esr_trainer.training import greedy_values
 from offline_eval.compare import Question, compare
 
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]

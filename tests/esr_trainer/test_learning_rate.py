@@ -10,8 +10,8 @@ from esr_trainer.__main__ import command_line
 from esr_trainer.config import EstimatorName, LateStageRankerName, TrainConfig, paper_learning_rate
 from esr_trainer.environments import open_world
 from esr_trainer.learning_rate import greedy_propensity, learning_rate
+from esr_trainer.preparation import prepare
 from esr_trainer.system import system_of
-from esr_trainer.training import prepare
 from esr_trainer.world import World
 
 

@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from esr_trainer.__main__ import command_line
 from esr_trainer.checkpoint import Checkpoint, checkpoints
 from esr_trainer.config import TrainConfig
+from esr_trainer.learner import NonFiniteLossError
+from esr_trainer.preparation import prepare
 from esr_trainer.replicas import mean_over_seeds, prepare_replicas
 from esr_trainer.run import train, train_side_by_side
-from esr_trainer.training import NonFiniteLossError, prepare
 from offline_eval.compare import Question, compare
 from serving.export import export
 from tests.conftest import last_json

@@ -21,10 +21,12 @@ from esr_trainer.command_line import UsageError
 from esr_trainer.config import TrainConfig
 from esr_trainer.environments import open_world
 from esr_trainer.estimators import ESTIMATORS
+from esr_trainer.learner import NonFiniteLossError, step_metrics
 from esr_trainer.metrics import METRICS
+from esr_trainer.preparation import prepare
 from esr_trainer.run import train
 from esr_trainer.system import system_of
-from esr_trainer.training import NonFiniteLossError, greedy_values, prepare, step_metrics
+from esr_trainer.training import greedy_values
 from esr_trainer.whole_directory import sole_writer
 from serving import Retriever
 from serving.export import export

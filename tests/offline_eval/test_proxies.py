@@ -6,7 +6,8 @@ import torch
 
 from esr_trainer.config import TrainConfig
 from esr_trainer.interaction import Round
-from esr_trainer.training import descend, losses_of, play
+from esr_trainer.learner import descend
+from esr_trainer.training import losses_of, play
 from offline_eval.curves import new_run
 from offline_eval.proxies import INTERACTIONS, LEARNERS, regression, sampled_softmax
 

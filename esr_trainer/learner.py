@@ -1,0 +1,183 @@
+"""A run in progress, whatever it learns from: its tables, its steps, its evaluations and its checkpoints.
+
+Axes: R runs side by side, B batch, M experts, N items.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Self, TypeVar
+
+import torch
+
+from esr_trainer.checkpoint import Grounds, keep_last_and_best, save_checkpoint
+from esr_trainer.config import TrainConfig
+from esr_trainer.normalisers import entropy
+from esr_trainer.towers import EarlyStageRanker
+
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adagrad": partial(torch.optim.Adagrad, fused=True),
+}
+"""One kernel updates a whole table."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss or its gradient is nan or infinite: a bug in an estimator, or a reward that is not finite."""
+
+    def __init__(self, message: str, seed: int) -> None:
+        """Say what happened in the run of a seed."""
+        super().__init__(message)
+        self.seed = seed
+
+
+@dataclass(kw_only=True)
+class Learner(ABC):
+    """A run in progress: the ESR, its optimizer, the only random generator, and how far it has come."""
+
+    config: TrainConfig
+    policy: EarlyStageRanker
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    step: int
+    metrics: dict[str, float]
+    """What `step` was valued at, and the values that this is read against."""
+    valued_step: int = -1
+    """The last step that was evaluated."""
+
+    @classmethod
+    @abstractmethod
+    def draw_losses(cls, learners: Sequence[Self]) -> tuple[torch.Tensor, torch.Tensor]:
+        """What R runs descend at their next step: each one's loss, (R,), and the logits behind them, (R * B, M, N)."""
+
+    @abstractmethod
+    def value(self) -> dict[str, float]:
+        """What the greedy policy is worth now; `criterion` is among it."""
+
+    @property
+    @abstractmethod
+    def criterion(self) -> str:
+        """The metric that the best checkpoint has the highest of."""
+
+    @property
+    @abstractmethod
+    def learned_from(self) -> str:
+        """What it learns from, in one line."""
+
+    @property
+    @abstractmethod
+    def grounds(self) -> Grounds:
+        """What decides the run, beside its settings."""
+
+    @property
+    @abstractmethod
+    def own_state(self) -> Mapping[str, torch.Tensor]:
+        """What it goes on from, beside its tables, its optimizer and its generator."""
+
+    @property
+    def saving_is_due(self) -> bool:
+        """Whether a checkpoint belongs to `step`."""
+        return self.step == self.config.steps or self.step % self.config.checkpoint_every == 0
+
+    @property
+    def evaluation_is_due(self) -> bool:
+        """Whether `step` is one that is evaluated; one that is saved is."""
+        return self.saving_is_due or self.step % self.config.evaluate_every == 0
+
+    def advance(self) -> None:
+        """One gradient step; see `take_step`."""
+        take_step([self], self.optimizer)
+
+    def evaluate(self) -> None:
+        """Value the greedy policy; a step that was valued already is not counted twice."""
+        if self.valued_step == self.step:
+            return
+        self.valued_step, metrics, best = self.step, self.metrics, f"best_{self.criterion}"
+        metrics |= self.value()
+        value = metrics[self.criterion]
+        is_best = value > metrics.get(best, -math.inf)
+        metrics[best] = value if is_best else metrics[best]
+        metrics["evaluations_since_best"] = 0 if is_best else metrics["evaluations_since_best"] + 1
+
+    def save(self, run: Path) -> Path:
+        """Write a checkpoint of this moment; keep the last and the best."""
+        grounds = self.grounds
+        directory = save_checkpoint(
+            run,
+            {
+                "step": self.step,
+                "config": self.config,
+                "world": self.learned_from,
+                "world_fingerprint": grounds.world_fingerprint,
+                "log_fingerprint": grounds.log_fingerprint,
+                "metrics": self.metrics,
+            },
+            self.policy,
+            self.optimizer,
+            {"generator": self.generator.get_state(), **self.own_state},
+            grounds.ranker,
+        )
+        keep_last_and_best(run, self.criterion)
+        return directory
+
+
+Run = TypeVar("Run", bound=Learner)
+
+
+def take_step(learners: Sequence[Run], optimizer: torch.optim.Optimizer) -> None:
+    """One gradient step of each of R runs that differ by their seed alone, on a batch each.
+
+    The rows of all batches go through the tables and their gradient together. A row reaches no other run's tables, and
+    each run draws from its own generator, so each takes the step that it would take alone.
+
+    Args:
+        learners: R of them, at the same step.
+        optimizer: of the tables of all.
+
+    Raises:
+        NonFiniteLossError: a loss or its gradient is not finite; no parameter was changed.
+    """
+    descend(learners, optimizer, *learners[0].draw_losses(learners))
+
+
+def descend(
+    learners: Sequence[Learner], optimizer: torch.optim.Optimizer, losses: torch.Tensor, logits: torch.Tensor
+) -> None:
+    """Take each run's step down its loss, (R,), that was worked out from these logits; the rest as of `take_step`."""
+    estimator, step = learners[0].config.estimator, learners[0].step + 1
+    for learner, loss in zip(learners, losses.tolist(), strict=True):
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(f"step {step}: loss of estimator {estimator} is {loss}", learner.config.seed)
+    optimizer.zero_grad()
+    losses.sum().backward()  # type: ignore[no-untyped-call]
+    norms = [gradient_norm(learner.policy) for learner in learners]
+    for learner, norm in zip(learners, norms, strict=True):
+        if not math.isfinite(norm):
+            message = f"step {step}: gradient of estimator {estimator} has norm {norm}"
+            raise NonFiniteLossError(message, learner.config.seed)
+    optimizer.step()
+    for learner, loss, norm, own in zip(learners, losses.tolist(), norms, logits.chunk(len(learners)), strict=True):
+        learner.step = step
+        if learner.evaluation_is_due:
+            learner.metrics |= step_metrics(loss, norm, own)
+
+
+def gradient_norm(policy: EarlyStageRanker) -> float:
+    """Euclidean norm of the gradient over all tables."""
+    gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
+    return float(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm())
+
+
+def step_metrics(loss: float, norm: float, logits: torch.Tensor) -> dict[str, float]:
+    """What a step says of itself; see METRICS.
+
+    The effective number of items of an expert in a context is exp of its softmax's entropy.
+    """
+    return {
+        "loss": loss,
+        "gradient_norm": norm,
+        "effective_items": float(entropy(logits.detach()).exp().mean()),
+    }

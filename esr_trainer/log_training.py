@@ -1,0 +1,273 @@
+"""Learning from a log: a batch of logged showings, their loss, a step; valued on showings that were held out.
+
+Axes: R runs side by side, B batch, C contexts, M experts, N items, K candidates, L slots, H held-out showings.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from esr_trainer.checkpoint import Checkpoint, Grounds, build_policy, load_optimizer_state
+from esr_trainer.command_line import UsageError
+from esr_trainer.config import TrainConfig
+from esr_trainer.learned_ranker import fit_to_feedback
+from esr_trainer.learner import OPTIMIZERS, Learner
+from esr_trainer.logged_batches import Log, Parts
+from esr_trainer.logged_interactions import weights_of
+from esr_trainer.logged_losses import (
+    LOGGED_LOSSES,
+    CurrentPolicy,
+    LoggedBatch,
+    SecondStage,
+    log_draw_probability,
+)
+from esr_trainer.normalisers import entropy
+from esr_trainer.policy import greedy_candidates
+from esr_trainer.policy_value import CHUNK, System
+from esr_trainer.ranker_files import RankerFile
+from esr_trainer.reward_model import Interactions, weighted_mean
+from esr_trainer.system import system_of
+from esr_trainer.towers import EarlyStageRanker, logits_side_by_side
+from esr_trainer.training import greedy_values, read_catalogue, references
+from esr_trainer.world import World, check_size
+
+NORMAL_95 = 1.96
+"""Standard errors on either side of a mean that hold 95 % of a normal distribution."""
+
+
+class Ground(NamedTuple):
+    """What a run that learns from a log stands on; several seeds share it."""
+
+    log: Log
+    parts: Parts
+    """Learned from and held out."""
+    system: System
+    world: World | None
+    """Where the policy value is known."""
+    scores: Tensor | None
+    """The LSR's score of every item in every context, (C, N); for `two-stage-ips` alone."""
+
+
+class HeldOut(NamedTuple):
+    """What a policy does for some held-out showings, (H,) each."""
+
+    log_prob: Tensor
+    """log p(a | x) of the item shown."""
+    is_candidate: Tensor
+    """1 if the item shown is among the greedy candidates, else 0."""
+    importance: Tensor
+    """Slot-weighted chance that greedy ESR and LSR show the item, over its propensity."""
+
+
+@dataclass(kw_only=True)
+class LogTrainer(Learner):
+    """A run that learns from a log."""
+
+    ground: Ground
+
+    @classmethod
+    def draw_losses(cls, learners: Sequence[Self]) -> tuple[Tensor, Tensor]:
+        """Each run draws a batch of its log, uniformly with replacement."""
+        batches = [learner.draw_batch() for learner in learners]
+        logits = logits_side_by_side([learner.policy for learner in learners], [batch.contexts for batch in batches])
+        parts = zip(learners, batches, logits.chunk(len(learners)), strict=True)
+        return torch.stack([learner.loss(batch, own) for learner, batch, own in parts]), logits
+
+    def draw_batch(self) -> LoggedBatch:
+        """Showings that are learned from."""
+        learned = self.ground.parts.learned
+        return learned.take(torch.randint(len(learned.rewards), (self.config.batch,), generator=self.generator))
+
+    def loss(self, batch: LoggedBatch, logits: Tensor) -> Tensor:
+        """The mean of LOGGED_LOSSES, less the entropy bonus: (B, M, N) -> ()."""
+        config, stage = self.config, None
+        if self.ground.scores is not None:
+            stage = SecondStage(
+                scores=self.ground.scores[batch.contexts] / config.lsr_temperature,
+                alpha=config.alpha,
+                num_sets=config.sets,
+                set_size=config.set_size,
+                temperature=config.set_temperature,
+                generator=self.generator,
+            )
+        loss = LOGGED_LOSSES[config.estimator](CurrentPolicy(logits, config.candidates, stage), batch).mean()
+        if config.entropy:
+            loss = loss - config.entropy * batch.rewards.abs().mean() * entropy(logits).mean()
+        return loss
+
+    def value(self) -> dict[str, float]:
+        """On the held-out showings, and in the world if there is one."""
+        ground = self.ground
+        found = held_out_metrics(ground, self.policy)
+        if ground.world is not None:
+            found["policy_value"] = float(greedy_values(ground.world, ground.system, self.policy).mean())
+        return found
+
+    @property
+    def criterion(self) -> str:
+        """The policy value if there is a world, else the held-out recall."""
+        return "held_out_recall" if self.ground.world is None else "policy_value"
+
+    @property
+    def learned_from(self) -> str:
+        """The log, and the world if there is one."""
+        world = self.ground.world
+        return self.ground.log.description + (f", valued in {world.description}" if world else "")
+
+    @property
+    def grounds(self) -> Grounds:
+        """The log, the LSR, and the world if there is one."""
+        log, world = self.ground.log.fingerprint, self.ground.world
+        return Grounds(world.fingerprint if world else log, self.ground.system.ranker_file, log)
+
+    @property
+    def own_state(self) -> Mapping[str, Tensor]:
+        """Nothing: the log does not change."""
+        return {}
+
+
+def new_log_trainer(config: TrainConfig, ground: Ground) -> LogTrainer:
+    """A run at its first step: tables drawn from the seed, nothing valued yet."""
+    generator = torch.Generator().manual_seed(config.seed)
+    policy = build_policy(config, *read_catalogue(config, ground.log))
+    policy.initialise(config.init_std, generator)
+    optimizer = OPTIMIZERS[config.optimizer](policy.parameters(), lr=config.learning_rate)
+    return LogTrainer(
+        config=config,
+        ground=ground,
+        policy=policy,
+        optimizer=optimizer,
+        generator=generator,
+        step=0,
+        metrics={},
+    )
+
+
+def start_from_log(config: TrainConfig, ground: Ground) -> LogTrainer:
+    """A new run, and the values that it is read against."""
+    learner = new_log_trainer(config, ground)
+    learner.metrics |= {"popularity_held_out_recall": popularity_recall(ground), **logged_reward(ground)}
+    if ground.world is not None:
+        learner.metrics |= references(ground.world, ground.system)
+    learner.evaluate()
+    criterion = learner.criterion
+    learner.metrics |= {f"initial_{name}": learner.metrics[name] for name in {criterion, "held_out_recall"}}
+    return learner
+
+
+def resume_from_log(config: TrainConfig, ground: Ground, checkpoint: Checkpoint) -> LogTrainer:
+    """Go on from a checkpoint, bit for bit as if the run had never stopped."""
+    description, policy = checkpoint.description, checkpoint.policy()
+    optimizer = OPTIMIZERS[config.optimizer](policy.parameters(), lr=config.learning_rate)
+    load_optimizer_state(optimizer, policy, checkpoint.optimizer_state())
+    generator = torch.Generator()
+    generator.set_state(checkpoint.state()["generator"])
+    return LogTrainer(
+        config=config,
+        ground=ground,
+        policy=policy,
+        optimizer=optimizer,
+        generator=generator,
+        step=description.step,
+        metrics=dict(description.metrics),
+        valued_step=description.step,
+    )
+
+
+def stand_on(config: TrainConfig, log: Log, parts: Parts, world: World | None, ranker: RankerFile | None) -> Ground:
+    """What runs of these settings stand on; the LSR is fitted to the log where they ask for a learned one.
+
+    Raises:
+        UsageError: the estimator needs propensities that the log has not, or the LSR's file does not fit.
+    """
+    if not log.has_propensities and config.estimator != "ce":
+        raise UsageError(f"estimator ({config.estimator}) needs propensities, which the log has not: only ce does not")
+    if ranker is None and config.lsr == "learned":
+        content = fit_to_feedback(as_interactions(parts.learned), log, config.world_seed)
+        ranker = RankerFile("ranker.safetensors", content)
+    system = system_of(config, log if world is None else world, ranker)
+    scores = all_scores(log, system) if config.estimator == "two-stage-ips" else None
+    return Ground(log, parts, system, world, scores)
+
+
+def as_interactions(showings: LoggedBatch) -> Interactions:
+    """Showings weighted by their inverse propensities."""
+    weights = weights_of(pl.Series(showings.propensities.double().numpy()))
+    return Interactions(showings.contexts, showings.items, showings.rewards, weights)
+
+
+def all_scores(log: Log, system: System) -> Tensor:
+    """The LSR's score of every item in every context, (C, N).
+
+    Raises:
+        UsageError: there are too many.
+    """
+    num_contexts, num_items = len(log.context_ids), len(log.item_ids)
+    check_size(num_contexts, num_items)
+    items = torch.arange(num_items)
+    return torch.cat([system.scores(rows, items.expand(len(rows), -1)) for rows in chunks(num_contexts, 16)])
+
+
+def chunks(count: int, size: int) -> tuple[Tensor, ...]:
+    """The rows 0..count - 1, some at a time."""
+    parts: tuple[Tensor, ...] = torch.split(torch.arange(count), size)
+    return parts
+
+
+def held_out_metrics(ground: Ground, policy: EarlyStageRanker) -> dict[str, float]:
+    """What a policy is worth on the held-out showings; see METRICS."""
+    held_out = ground.parts.held_out
+    done = HeldOut(*map(torch.cat, zip(*held_out_by_chunk(ground, policy), strict=True)))
+    weights = positives(held_out)
+    metrics = {
+        "held_out_recall": weighted_mean(done.is_candidate, weights),
+        "held_out_log_loss": weighted_mean(-done.log_prob, weights),
+    }
+    if not ground.log.has_propensities:
+        return metrics
+    values = done.importance.double() * held_out.rewards
+    value, half = float(values.mean()), NORMAL_95 * float(values.std()) / math.sqrt(len(values))
+    return metrics | {"ips_value": value, "ips_value_low": value - half, "ips_value_high": value + half}
+
+
+@torch.no_grad()
+def held_out_by_chunk(ground: Ground, policy: EarlyStageRanker) -> Iterator[HeldOut]:
+    """Some showings at a time, so that the logits of all are never held at once."""
+    held_out, system = ground.parts.held_out, ground.system
+    for rows in chunks(len(held_out.rewards), CHUNK):
+        batch = held_out.take(rows)
+        logits = policy(batch.contexts)
+        candidates = greedy_candidates(logits, system.num_candidates)
+        is_here = (candidates == batch.items[:, None]).float()
+        # what the system would earn, were the item worth 1 / propensity and every other one nothing
+        importance = system.ranker.expected_rewards(
+            system.scores(batch.contexts, candidates),
+            is_here / batch.propensities[:, None],
+            system.num_slots,
+            torch.Generator().manual_seed(0),
+        )
+        log_prob = log_draw_probability(CurrentPolicy(logits, system.num_candidates), batch.items)
+        yield HeldOut(log_prob, is_here.sum(dim=1), importance @ system.slot_weights)
+
+
+def positives(showings: LoggedBatch) -> Tensor:
+    """Rewards above 0 by their inverse propensities, capped as the log's weights are, (H,)."""
+    return as_interactions(showings).weights * showings.rewards.clamp(min=0)
+
+
+def popularity_recall(ground: Ground) -> float:
+    """The held-out recall of one list for everybody: the items that earned most where it was learned from."""
+    learned, held_out = ground.parts
+    earned = torch.zeros(len(ground.log.item_ids)).index_add_(0, learned.items, positives(learned))
+    popular = earned.topk(ground.system.num_candidates).indices
+    return weighted_mean(torch.isin(held_out.items, popular), positives(held_out))
+
+
+def logged_reward(ground: Ground) -> dict[str, float]:
+    """What the logging system earned with the held-out showings."""
+    return {"logged_reward": float(ground.parts.held_out.rewards.double().mean())}

@@ -1,0 +1,201 @@
+"""From settings to a run: the settings checked against the data, then a run begun or taken up again."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from esr_trainer.checkpoint import Checkpoint, Grounds, checkpoints, enter_run, holds_run, make_run, open_branch
+from esr_trainer.command_line import UsageError
+from esr_trainer.config import Resume, TrainConfig
+from esr_trainer.environments import open_world
+from esr_trainer.learner import Learner
+from esr_trainer.log_training import Ground, resume_from_log, stand_on, start_from_log
+from esr_trainer.logged_batches import Log, Parts, hold_out, open_log
+from esr_trainer.ranker_files import RankerFile
+from esr_trainer.system import ranker_of, read_ranker, system_of
+from esr_trainer.training import resume, start
+from esr_trainer.world import World
+
+
+@dataclass(frozen=True)
+class Settled(ABC):
+    """Settings that fit what they are about, which is read."""
+
+    config: TrainConfig
+    given: RankerFile | None
+    """The LSR's own file, if the settings name one or it was fitted already."""
+
+    @property
+    @abstractmethod
+    def grounds(self) -> Grounds:
+        """What decides the run, beside its settings."""
+
+    @abstractmethod
+    def begin(self) -> Learner:
+        """A new run, valued."""
+
+    @abstractmethod
+    def go_on(self, checkpoint: Checkpoint) -> Learner:
+        """A run that goes on from a checkpoint, bit for bit as if it had never stopped."""
+
+
+@dataclass(frozen=True)
+class InWorld(Settled):
+    """A run that interacts with a world."""
+
+    world: World
+
+    @property
+    def grounds(self) -> Grounds:
+        """The world and the LSR."""
+        return Grounds(self.world.fingerprint, self.given)
+
+    def begin(self) -> Learner:
+        """With the LSR's own file, or with the one that the settings ask for."""
+        ranker = self.given or ranker_of(self.config, self.world)
+        return start(self.config, self.world, system_of(self.config, self.world, ranker))
+
+    def go_on(self, checkpoint: Checkpoint) -> Learner:
+        """With the LSR that it had."""
+        return resume(self.config, self.world, checkpoint)
+
+
+@dataclass(frozen=True)
+class FromLog(Settled):
+    """A run that learns from a log."""
+
+    log: Log
+    parts: Parts
+    world: World | None
+
+    @property
+    def grounds(self) -> Grounds:
+        """The log, the LSR, and the world if there is one."""
+        fingerprint = self.log.fingerprint
+        return Grounds(self.world.fingerprint if self.world else fingerprint, self.given, fingerprint)
+
+    def begin(self) -> Learner:
+        """With the LSR's own file, or with the one that the settings ask for."""
+        return start_from_log(self.config, self.ground(self.given))
+
+    def go_on(self, checkpoint: Checkpoint) -> Learner:
+        """With the LSR that it had."""
+        return resume_from_log(self.config, self.ground(checkpoint.ranker()), checkpoint)
+
+    def ground(self, ranker: RankerFile | None) -> Ground:
+        """What the run stands on."""
+        return stand_on(self.config, self.log, self.parts, self.world, ranker)
+
+
+def prepare(config: TrainConfig, out: Path | None, resume_from: Resume = "auto") -> tuple[Learner, Path]:
+    """Check the settings against the data, then start a run or take one up again.
+
+    Args:
+        config: the settings.
+        out: the run directory; None for a fresh one.
+        resume_from: `auto` goes on where `out` holds a run, `never` refuses that, and a path names the run or the
+            checkpoint from whose state a new run goes on.
+
+    Returns:
+        The run and its directory.
+
+    Raises:
+        UsageError: the settings, the data or the directory cannot be used; nothing was written.
+    """
+    return take_up(settle(config), out, resume_from)
+
+
+def settle(config: TrainConfig) -> Settled:
+    """Read what the settings are about, and give them with their world's name and with whole paths.
+
+    Raises:
+        UsageError: the settings do not fit it, or a file cannot be read.
+    """
+    check_device_and_files(config)
+    given = read_ranker(config.lsr) if isinstance(config.lsr, Path) else None
+    paths = {
+        name: path.resolve()
+        for name in ("data", "context_features", "item_features", "lsr")
+        if isinstance(path := getattr(config, name), Path)
+    }
+    config = config.model_copy(update=paths)
+    if config.from_log is None:
+        config, world = in_world(config)
+        return InWorld(config, given, world.to(config.device))
+    return settle_log(config, config.from_log, given)
+
+
+def settle_log(config: TrainConfig, source: str, given: RankerFile | None) -> FromLog:
+    """Read the log, and the world if there is one."""
+    config, world = in_world(config) if config.values_in_a_world else (config, None)
+    log = open_log(source, world)
+    check_candidates(config, len(log.item_ids))
+    config = config.model_copy(update={"from_log": log.place})
+    return FromLog(config, given, log, hold_out(log, config.world_seed), world)
+
+
+def in_world(config: TrainConfig) -> tuple[TrainConfig, World]:
+    """Open the world; give the settings with its name."""
+    world = open_world(config.environment, config.data, config.world_seed, config.contexts, config.items)
+    check_candidates(config, world.num_items)
+    return config.model_copy(update={"environment": world.environment}), world
+
+
+def check_candidates(config: TrainConfig, num_items: int) -> None:
+    """Check that there are K items.
+
+    Raises:
+        UsageError: there are fewer.
+    """
+    if config.candidates > num_items:
+        raise UsageError(f"candidates ({config.candidates}) exceeds the data's {num_items} items")
+
+
+def check_device_and_files(config: TrainConfig) -> None:
+    """Check what can be told before anything is read.
+
+    Raises:
+        UsageError: the device is not there or cannot do what is asked, or a features file is missing.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device (cuda): this machine, or this build of torch, has none")
+    for path in (config.context_features, config.item_features):
+        if path is not None and not path.is_file():
+            raise UsageError(f"features ({path}) is not a file")
+        if path is not None and config.device != "cpu":
+            raise UsageError(f"features ({path}) are looked up on the cpu alone: leave --device {config.device} out")
+    if config.device != "cpu" and (config.lsr == "learned" or isinstance(config.lsr, Path)):
+        raise UsageError(f"lsr ({config.lsr}) ranks on the cpu alone: leave --device {config.device} out")
+
+
+def take_up(settled: Settled, out: Path | None, resume_from: Resume) -> tuple[Learner, Path]:
+    """Start a run or take one up again; the last two arguments as for `prepare`."""
+    config, grounds = settled.config, settled.grounds
+    if resume_from == "auto" and out is not None and holds_run(out):
+        enter_run(out, config, grounds)
+        return go_on(settled, Checkpoint(out)) if checkpoints(out) else settled.begin(), out
+    if isinstance(resume_from, Path):
+        learner = go_on(settled, open_branch(resume_from, config, grounds))
+    else:
+        learner = settled.begin()
+    return learner, make_run(out, config, grounds)
+
+
+def go_on(settled: Settled, checkpoint: Checkpoint) -> Learner:
+    """Go on from a checkpoint.
+
+    Raises:
+        UsageError: it is beyond the last step.
+    """
+    done, steps = checkpoint.description.step, settled.config.steps
+    if done > steps:
+        raise UsageError(f"steps ({steps}): the run has already done {done}")
+    return settled.go_on(checkpoint)
+
+
+def with_seed(settled: Settled, seed: int, ranker: RankerFile | None) -> Settled:
+    """The same settings under another seed, with an LSR that was fitted already."""
+    config = TrainConfig.model_validate({**settled.config.model_dump(), "seed": seed})
+    return replace(settled, config=config, given=settled.given or ranker)

@@ -1,0 +1,83 @@
+"""`python -m offline_eval ma2020`."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.table import Table
+
+from esr_trainer.command_line import Command, UsageError, show
+
+if TYPE_CHECKING:
+    from offline_eval.ma2020 import Budget, Judged
+
+
+class Ma2020(Command):
+    """Learn an ESR from bandit feedback by each loss, in the procedure of Ma et al. (WWW 2020).
+
+    Each loss has its own best learning rate, chosen on other seeds. Finished runs are kept in <results>/ma2020.json and
+    not computed again.
+    """
+
+    world: Literal["kuairec-labels"] = "kuairec-labels"
+    """Whose full labels."""
+    budget: Literal["smoke", "short", "paper"] = "short"
+    """smoke: 2 seeds, 10 steps; short: 5 seeds, 300 steps, 3 learning rates; paper: 20 seeds, 3,000 steps, 5 rates."""
+    shared: Path = Path("../shared")
+    """Folder with data/kuairec."""
+    results: Path = Path("offline_eval/results")
+    """Folder of the results."""
+
+    def run(self) -> Mapping[str, Any]:
+        """Run what is missing; print what is there."""
+        os.environ["OMP_NUM_THREADS"] = "1"
+        import torch
+
+        from offline_eval.ma2020 import BUDGETS, WORLDS, Judged, experiment, facts
+
+        torch.set_num_threads(1)
+        path, budget = self.results / "ma2020.json", BUDGETS[self.budget]
+        stored = json.loads(path.read_text()) if path.is_file() else {}
+        if stored and stored["world"] != self.world:
+            raise UsageError(
+                f"results ({path}) are of the world {stored['world']}, not {self.world}: name another folder"
+            )
+        judged = [Judged.model_validate(run) for run in stored.get("runs", [])]
+        world = WORLDS[self.world](self.shared)
+        for one in experiment(world, budget, judged):
+            judged.append(one)
+            self.write(path, judged, facts())
+        return self.summary(judged, budget)
+
+    def write(self, path: Path, judged: "Sequence[Judged]", facts: Mapping[str, Any]) -> None:
+        """Keep every run, whole or not at all."""
+        from offline_eval.provenance import provenance
+
+        command = f"python -m offline_eval ma2020 --world {self.world} --budget {self.budget}"
+        runs = [one.model_dump() for one in judged]
+        content = {**provenance(command), "world": self.world, "procedure": facts, "runs": runs}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(content, indent=1))
+        os.replace(temporary, path)
+
+    def summary(self, judged: "Sequence[Judged]", budget: "Budget") -> Mapping[str, Any]:
+        """Means over the seeds and their standard errors, printed and given."""
+        from esr_trainer.replicas import mean_over_seeds
+        from offline_eval.ma2020 import MEASURES, of_result
+
+        result: dict[str, Any] = {}
+        stages = {stage: [name for name in MEASURES if name.startswith(stage)] for stage in ("one-stage", "two-stage")}
+        runs = of_result(list(judged), budget)
+        for stage, names in stages.items():
+            table = Table("policy", "learning rate", *(name.removeprefix(stage) for name in names))
+            table.title = f"{stage}, percent: mean over {budget.runs} seeds (standard error)"
+            for policy, own in runs.items():
+                found = {name: mean_over_seeds([one.measures[name] for one in own]) for name in names}
+                cells = [f"{100 * one.mean:.2f} ({100 * one.standard_error:.2f})" for one in found.values()]
+                table.add_row(policy, f"{own[0].learning_rate:g}", *cells)
+                result.setdefault(policy, {}).update({name: one._asdict() for name, one in found.items()})
+            show(table)
+        return {"budget": self.budget, "runs": budget.runs, "policies": result}
