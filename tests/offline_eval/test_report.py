@@ -1,0 +1,83 @@
+"""The report as a browser shows it."""
+
+import pytest
+from matplotlib import pyplot as plt
+
+from offline_eval.figures import Chart
+from offline_eval.report import Banner, Page, Section, TableOfCells, render
+from tests.browser import chromium
+
+
+def draw():
+    figure, axes = plt.subplots(figsize=(8, 4))
+    axes.plot([1, 2, 3], label="ca-poisson")
+    axes.legend()
+    return figure
+
+
+CHARTS = [Chart(name, f"Chart {name}", "What to see.", f"python -m {name}", draw) for name in ("learning", "runtime")]
+WIDE = TableOfCells("Wide", [f"column {n}" for n in range(20)], [["0.123"] * 20], "python -m offline_eval tables")
+VERDICT = Banner("hold", "runs/<2>", "the difference +0.1000 does not lie above 0")
+PAGE = Page("Report", "made here", [Section("Verdict", verdicts=[VERDICT], tables=[WIDE]), Section("C", charts=CHARTS)])
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(render(PAGE))
+    return path
+
+
+HEIGHTS = "return [...document.querySelectorAll('figure svg')].map(svg => svg.getBoundingClientRect().height)"
+
+
+def test_every_figure_is_shown_nothing_breaks_and_nothing_is_asked_of_the_network(browser, page):
+    browser.open(page)
+    drawn = browser.run(
+        "return [...document.querySelectorAll('figure svg')].map(s => s.getBoundingClientRect().height)"
+    )
+    assert len(drawn) == len(CHARTS)
+    assert min(drawn) > 100
+    assert browser.console() == []
+    assert browser.requested() == [page.as_uri()]
+
+
+def test_text_from_outside_is_shown_as_text(browser, page):
+    browser.open(page)
+    assert "runs/<2>" in browser.run("return document.querySelector('.verdict').innerText")
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_the_page_never_scrolls_sideways(browser, page, width):
+    browser.open(page, width)
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+
+
+LUMINANCE = """
+const canvas = document.createElement('canvas').getContext('2d');
+const luminance = colour => { canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
+  const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3).map(v => v / 255)
+    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+const style = selector => getComputedStyle(document.querySelector(selector));
+const paper = luminance(style('body').backgroundColor);
+const contrast = colour => { const other = luminance(colour);
+  return (Math.max(paper, other) + 0.05) / (Math.min(paper, other) + 0.05); };
+return [contrast(style('body').color), contrast(style('figcaption').color), contrast(style('.verdict strong').color),
+        contrast(style('figure svg text').fill), paper];
+"""
+"""WCAG 2.1's contrast of texts against the page, and the page's luminance."""
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_texts_can_be_read_in_the_light_and_in_the_dark(browser, page, dark):
+    browser.open(page, dark=dark)
+    *contrasts, paper = browser.run(LUMINANCE)
+    assert min(contrasts) >= 4.5
+    assert (paper < 0.1) == dark
