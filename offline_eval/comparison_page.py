@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from offline_eval.comparison import Comparison, Judged
@@ -44,8 +45,8 @@ def verdict_section(found: Comparison) -> Section:
 
 def values_section(found: Comparison, command: str) -> Section:
     """Policy values and paired differences, with their intervals."""
-    differs = f"{found.confidence:.4g}"
-    columns = ["policy", "policy value", "95 % interval", f"minus {found.baseline}", f"{differs} interval", "permuted"]
+    differs = f"{100 * found.confidence:.4g} % interval"
+    columns = ["policy", "policy value", "95 % interval", f"minus {found.baseline}", differs, "permuted"]
     rows = [["uniform", f"{found.uniform_policy_value:.4f}", "", "", "", ""]]
     for judged in found.judged:
         rows.append(
@@ -74,7 +75,7 @@ def values_section(found: Comparison, command: str) -> Section:
 def gates_section(found: Comparison) -> Section:
     """Every condition that a candidate must meet, met or not."""
     rows = [
-        [judged.name, gate.name, f"{gate.value:.4g}", gate.rule, "met" if gate.passed else f"not met: {gate.failing_means}"]
+        [judged.name, gate.name, f"{gate.value:.4g}", gate.rule, "met" if gate.passed else f"no: {gate.failing_means}"]
         for judged, verdict in found.candidates
         for gate in verdict.gates
     ]
@@ -88,7 +89,8 @@ def lists_section(found: Comparison) -> Section:
         [judged.name, *("" if (value := judged.measures[name]) is None else f"{value:.4f}" for name in LIST_MEASURES)]
         for judged in found.judged
     ]
-    return Section("What the lists are like", tables=[TableOfCells("Candidates of all contexts", ["policy", *LIST_MEASURES], rows)])
+    table = TableOfCells("Candidates of all contexts", ["policy", *LIST_MEASURES], rows)
+    return Section("What the lists are like", tables=[table])
 
 
 def segments_section(found: Comparison, command: str) -> Section:
@@ -130,7 +132,7 @@ def draw_values(found: Comparison) -> Figure:
     for value in (found.uniform_policy_value, found.optimal_policy_value):
         axes.axvline(value, color="black", linewidth=0.8, linestyle="--")
     axes.set_xlabel("policy value (dashed: uniform, optimum)")
-    axes.legend(loc="best")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0)
     return figure
 
 
@@ -147,7 +149,7 @@ def draw_segments(segments: Sequence[SegmentValue]) -> Figure:
     return figure
 
 
-def draw_intervals(axes: plt.Axes, estimates: Sequence[Estimate], labels: Sequence[str]) -> None:
+def draw_intervals(axes: Axes, estimates: Sequence[Estimate], labels: Sequence[str]) -> None:
     """Points with their intervals, one row each."""
     means = np.array([one.mean for one in estimates])
     reach = np.array([[one.mean - one.low, one.high - one.mean] for one in estimates]).T

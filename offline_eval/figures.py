@@ -25,7 +25,13 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 REFERRED_TO = "[mp][0-9a-f]{10}"
 """The ids of matplotlib's markers and clip paths."""
 
-SERIES: dict[str, Any] = {"axes.prop_cycle": cycler(color=COLOURS), "legend.frameon": False, "font.size": 10}
+SERIES: dict[str, Any] = {
+    "axes.prop_cycle": cycler(color=COLOURS),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "font.size": 10,
+}
 
 THEMED: dict[str, Any] = {
     **SERIES,

@@ -63,4 +63,5 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["inline_svg"] = lambda chart: Markup(inline_svg(chart))
+    environment.tests["text"] = lambda cell: cell[:1].isalpha()
     return environment.get_template("report.html.j2").render(page=page)
