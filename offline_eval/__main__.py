@@ -9,6 +9,7 @@ from offline_eval.compare_command import Compare
 from offline_eval.ma2020_command import Ma2020
 from offline_eval.measure_commands import Inclusion, Runtime
 from offline_eval.ope_error_command import OpeErrors
+from offline_eval.report_command import Report
 from offline_eval.reproduce_command import Reproduce
 from offline_eval.tables_command import Tables
 
@@ -27,6 +28,9 @@ class OfflineEval(Options):
 
     tables: CliSubCommand[Tables]
     """The tables of README.md and docs/results.md, written from the stored results."""
+
+    report: CliSubCommand[Report]
+    """One page of all stored results."""
 
     inclusion: CliSubCommand[Inclusion]
     """Error of the inclusion probabilities in closed form, against draws."""

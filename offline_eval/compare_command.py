@@ -1,6 +1,6 @@
 """`python -m offline_eval compare`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,11 @@ from pydantic_settings import CliPositionalArg
 from esr_trainer.command_line import Command, UsageError, note
 from esr_trainer.config import LateStageRankerName, NonNegative, SlotWeightsName
 from offline_eval.log_options import LogOptions
+from offline_eval.report_command import RESULTS, command_line, write_report
 
 if TYPE_CHECKING:  # torch is not loaded for --help
     from offline_eval.compare import Question
+    from offline_eval.report import Section
 
 
 REPLAY_ONLY = ("bundle", "by", "segments", "min_recall", "data", "lsr", "candidates", "slate")
@@ -61,8 +63,17 @@ class Compare(Command):
     logged: LogOptions = LogOptions()
     """How the log is judged."""
 
+    report: Path | None = None
+    """Write a page with the verdict, its tables and plots, and behind them what --results holds."""
+    figures: Path | None = None
+    """Folder for the page's figures as SVG and PDF."""
+    results: Path = RESULTS
+    """Folder of what `reproduce` has stored, for the page."""
+
     def run(self) -> Mapping[str, Any]:
         """Compare, and print tables and the verdict."""
+        if self.figures and not self.report:
+            raise UsageError(f"figures ({self.figures}) needs --report, the page whose figures they are")
         return self.replay() if self.log is None else self.judge_log(self.log)
 
     def judge_log(self, log: str) -> Mapping[str, Any]:
@@ -75,6 +86,10 @@ class Compare(Command):
         question = LogQuestion(log, self.margin, self.slot_weights or "sum", self.logged)
         found = evaluate_log(question, self.candidate, self.baseline)
         show_log(found)
+        if self.report:
+            from offline_eval.log_page import log_sections
+
+            self.write_page(log_sections(found, command_line()))
         return log_json(found)
 
     def replay(self) -> Mapping[str, Any]:
@@ -92,7 +107,19 @@ class Compare(Command):
         note(f"world: {found.world}")
         note(f"system: {', '.join(f'{name} {value}' for name, value in found.system.items())}")
         show_comparison(found)
+        if self.report:
+            from offline_eval.comparison_page import comparison_sections
+
+            self.write_page(comparison_sections(found, command_line()))
         return found.as_json()
+
+    def write_page(self, sections: "Sequence[Section]") -> None:
+        """Write the report: what was found, then what was reproduced."""
+        from offline_eval.results_page import results_sections
+
+        assert self.report
+        names = ", ".join(path.name for path in self.candidate)
+        write_report(self.report, f"Verdict on {names}", [*sections, *results_sections(self.results, "short")], self.figures)
 
     def exit_code(self, result: Mapping[str, Any]) -> int:
         """The best candidate's."""

@@ -1,6 +1,7 @@
 """What `compare` found, as sections of a report."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -8,11 +9,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from offline_eval.comparison import Comparison, Judged
+from offline_eval.comparison_tables import (
+    gates_grid,
+    how_sure,
+    lists_grid,
+    segments_grid,
+    serving_grid,
+    value_grid,
+    verdicts_by_name,
+)
 from offline_eval.figures import Chart
 from offline_eval.intervals import Estimate
-from offline_eval.list_measures import LIST_MEASURES
-from offline_eval.report import Banner, Section, TableOfCells
+from offline_eval.report import Banner, Section
 from offline_eval.segments import SegmentValue
+from offline_eval.verdict import Verdict
 
 MOST_SEGMENTS = 24
 """Segments that one plot shows, the largest first; the table has them all."""
@@ -25,101 +35,56 @@ def comparison_sections(found: Comparison, command: str) -> list[Section]:
         found: what was found.
         command: what the user ran.
     """
-    sections = [verdict_section(found), values_section(found, command), gates_section(found), lists_section(found)]
-    return sections + ([segments_section(found, command)] if found.segmented_by else [])
-
-
-def verdict_section(found: Comparison) -> Section:
-    """Promote, hold or reject."""
-    system = ", ".join(f"{name} {value}" for name, value in found.system.items())
-    return Section(
-        "Verdict",
-        words=[
-            f"World: {found.world}.",
-            f"Every one of {found.num_contexts:,} contexts is replayed through each policy, and through its exported "
-            f"bundle ({system}). Baseline: {found.baseline}.",
-        ],
-        verdicts=[Banner(verdict.decision, judged.name, verdict.because) for judged, verdict in found.candidates],
-    )
-
-
-def values_section(found: Comparison, command: str) -> Section:
-    """Policy values and paired differences, with their intervals."""
-    differs = f"{100 * found.confidence:.4g} % interval"
-    columns = ["policy", "policy value", "95 % interval", f"minus {found.baseline}", differs, "permuted"]
-    rows = [["uniform", f"{found.uniform_policy_value:.4f}", "", "", "", ""]]
-    for judged in found.judged:
-        rows.append(
-            [
-                judged.name,
-                f"{judged.policy_value.mean:.4f}",
-                interval(judged.policy_value),
-                f"{judged.difference.mean:+.4f}" if judged.difference else "",
-                interval(judged.difference, "+") if judged.difference else "baseline",
-                f"{judged.permuted.mean:.4f}" if judged.permuted else "",
-            ]
-        )
-    rows.append(["optimum", f"{found.optimal_policy_value:.4f}", "", "", "", ""])
-    caption = "Expected reward per context; permuted: every context is answered as if it were another"
-    chart = Chart(
+    values = Chart(
         "policy-values",
         "Policy values",
         "Points with 95 % intervals; dashed: random candidates and the optimum; hollow: contexts permuted, which a "
         "retriever that ignores its user would not notice.",
-        command,
         lambda: draw_values(found),
     )
-    return Section("Policy values", tables=[TableOfCells(caption, columns, rows)], charts=[chart])
-
-
-def gates_section(found: Comparison) -> Section:
-    """Every condition that a candidate must meet, met or not."""
-    rows = [
-        [judged.name, gate.name, f"{gate.value:.4g}", gate.rule, "met" if gate.passed else f"no: {gate.failing_means}"]
-        for judged, verdict in found.candidates
-        for gate in verdict.gates
+    sections = [
+        verdict_section(found, command),
+        Section("Policy values", tables=[value_grid(found)], charts=[values]),
+        Section("Gates", tables=[gates_grid(verdicts_by_name(found))]),
+        Section("Lists, and what is served", tables=[lists_grid(found), serving_grid(found)]),
     ]
-    caption = "What each candidate must meet whatever its policy value is"
-    return Section("Gates", tables=[TableOfCells(caption, ["candidate", "gate", "value", "must be", ""], rows)])
+    return sections + ([segments_section(found)] if found.segmented_by else [])
 
 
-def lists_section(found: Comparison) -> Section:
-    """LIST_MEASURES of each policy."""
-    rows = [
-        [judged.name, *("" if (value := judged.measures[name]) is None else f"{value:.4f}" for name in LIST_MEASURES)]
-        for judged in found.judged
-    ]
-    table = TableOfCells("Candidates of all contexts", ["policy", *LIST_MEASURES], rows)
-    return Section("What the lists are like", tables=[table])
+def verdict_section(found: Comparison, command: str) -> Section:
+    """Promote, hold or reject."""
+    system = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.system.items())
+    return Section(
+        "Verdict",
+        words=[
+            f"World: {found.world}.",
+            f"Every one of {found.num_contexts:,} contexts is replayed through each policy, and through each "
+            f"candidate's exported bundle ({system}). Baseline: {found.baseline}.",
+            f"{how_sure(found).capitalize()}.",
+        ],
+        verdicts=banners(verdicts_by_name(found)),
+        command=command,
+    )
 
 
-def segments_section(found: Comparison, command: str) -> Section:
+def banners(verdicts: Sequence[tuple[str, Verdict]]) -> list[Banner]:
+    """Verdicts in words, by the candidate's name."""
+    return [Banner(verdict.decision, name, verdict.because) for name, verdict in verdicts]
+
+
+def segments_section(found: Comparison) -> Section:
     """Policy value by segment."""
-    tables, charts = [], []
-    for number, (judged, _) in enumerate(found.candidates, start=1):
-        columns = [str(found.segmented_by), "contexts", "policy value", "difference", "interval"]
-        rows = [
-            [
-                part.value,
-                f"{part.num_contexts:,}",
-                f"{part.policy_value.mean:.4f}",
-                f"{part.difference.mean:+.4f}" if part.difference else "",
-                interval(part.difference, "+") if part.difference else "",
-            ]
-            for part in judged.segments
-        ]
-        tables.append(TableOfCells(f"{judged.name} by {found.segmented_by}", columns, rows))
-        charts.append(
-            Chart(
-                f"segments-{number}",
-                f"{judged.name} by {found.segmented_by}",
-                f"Paired difference to {found.baseline} with intervals that are corrected for the number of segments; "
-                "right of 0 is a gain.",
-                command,
-                lambda judged=judged: draw_segments(judged.segments),  # type: ignore[misc]
-            )
+    charts = [
+        Chart(
+            f"segments-{number}",
+            f"{judged.name} by {found.segmented_by}",
+            f"Paired difference to {found.baseline} with intervals that are corrected for the number of segments; "
+            "right of 0 is a gain.",
+            partial(draw_segments, judged.segments),
         )
-    return Section("Segments", tables=tables, charts=charts)
+        for number, (judged, _) in enumerate(found.candidates, start=1)
+    ]
+    return Section("Segments", tables=[segments_grid(found)], charts=charts)
 
 
 def draw_values(found: Comparison) -> Figure:
@@ -161,8 +126,3 @@ def draw_intervals(axes: Axes, estimates: Sequence[Estimate], labels: Sequence[s
 def short(judged: Judged) -> str:
     """The end of a long path."""
     return judged.name if len(judged.name) <= 32 else f"...{judged.name[-29:]}"
-
-
-def interval(estimate: Estimate, sign: str = "") -> str:
-    """From low to high."""
-    return f"{estimate.low:{sign}.4f} to {estimate.high:{sign}.4f}"

@@ -49,9 +49,9 @@ class Chart(NamedTuple):
     title: str
     caption: str
     """What to see in it, in a sentence or two."""
-    command: str
-    """Makes the numbers."""
     draw: Callable[[], Figure]
+    command: str = ""
+    """Makes the numbers; empty where its section names it."""
 
 
 def inline_svg(chart: Chart) -> str:

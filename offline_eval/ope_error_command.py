@@ -34,7 +34,8 @@ class OpeErrors(Command):
         from rich.progress import track
 
         from offline_eval.comparison import plain
-        from offline_eval.log_tables import errors_table, finite
+        from offline_eval.grids import rich_table
+        from offline_eval.log_tables import errors_grid, finite
         from offline_eval.ope_error import ope_errors
         from offline_eval.ope_worlds import FAMILIES, kuairec_arena, synthetic_arena
         from offline_eval.open_bandit import CAMPAIGNS, check_campaign
@@ -50,7 +51,7 @@ class OpeErrors(Command):
             for error in ope_errors(world, worlds[world], family, self.logs, self.rounds)
         ]
         bandits = [check_campaign(self.open_bandit, name) for name in CAMPAIGNS] if self.open_bandit else []
-        show(errors_table(found))
+        show(rich_table(errors_grid(found)))
         result = {
             **provenance("python -m offline_eval ope-error --kuairec small_matrix_gt2.npz --open-bandit open_bandit"),
             "logs": self.logs,

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from offline_eval.figures import Chart, inline_svg
+from offline_eval.grids import Grid
 from offline_eval.verdict import Decision
 
 
@@ -23,16 +24,6 @@ class Banner(NamedTuple):
     because: str
 
 
-class TableOfCells(NamedTuple):
-    """Rows of text."""
-
-    caption: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    command: str = ""
-    """Makes the numbers; empty where the section names it already."""
-
-
 class Section(NamedTuple):
     """A heading and what stands under it, in this order."""
 
@@ -40,8 +31,10 @@ class Section(NamedTuple):
     words: Sequence[str] = ()
     """Paragraphs."""
     verdicts: Sequence[Banner] = ()
-    tables: Sequence[TableOfCells] = ()
+    tables: Sequence[Grid] = ()
     charts: Sequence[Chart] = ()
+    command: str = ""
+    """Makes all of it; empty where each chart names its own."""
 
 
 class Page(NamedTuple):

@@ -15,7 +15,7 @@ def chart(name="learning"):
         axes.legend()
         return figure
 
-    return Chart(name, "Learning", "Up is better.", "python -m offline_eval reproduce figure3", draw)
+    return Chart(name, "Learning", "Up is better.", draw)
 
 
 def test_an_inline_figure_has_the_colours_of_the_page_and_those_of_its_series():

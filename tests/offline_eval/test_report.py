@@ -4,7 +4,8 @@ import pytest
 from matplotlib import pyplot as plt
 
 from offline_eval.figures import Chart
-from offline_eval.report import Banner, Page, Section, TableOfCells, render
+from offline_eval.grids import Grid
+from offline_eval.report import Banner, Page, Section, render
 from tests.browser import chromium
 
 
@@ -15,8 +16,8 @@ def draw():
     return figure
 
 
-CHARTS = [Chart(name, f"Chart {name}", "What to see.", f"python -m {name}", draw) for name in ("learning", "runtime")]
-WIDE = TableOfCells("Wide", [f"column {n}" for n in range(20)], [["0.123"] * 20], "python -m offline_eval tables")
+CHARTS = [Chart(name, f"Chart {name}", "What to see.", draw, f"python -m {name}") for name in ("learning", "runtime")]
+WIDE = Grid("Wide", [f"column {n}" for n in range(20)], [["0.123"] * 20], "How to read it.")
 VERDICT = Banner("hold", "runs/<2>", "the difference +0.1000 does not lie above 0")
 PAGE = Page("Report", "made here", [Section("Verdict", verdicts=[VERDICT], tables=[WIDE]), Section("C", charts=CHARTS)])
 
