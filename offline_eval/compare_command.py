@@ -119,7 +119,9 @@ class Compare(Command):
 
         assert self.report
         names = ", ".join(path.name for path in self.candidate)
-        write_report(self.report, f"Verdict on {names}", [*sections, *results_sections(self.results, "short")], self.figures)
+        write_report(
+            self.report, f"Verdict on {names}", [*sections, *results_sections(self.results, "short")], self.figures
+        )
 
     def exit_code(self, result: Mapping[str, Any]) -> int:
         """The best candidate's."""

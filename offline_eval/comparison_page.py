@@ -60,11 +60,16 @@ def verdict_section(found: Comparison, command: str) -> Section:
             f"World: {found.world}.",
             f"Every one of {found.num_contexts:,} contexts is replayed through each policy, and through each "
             f"candidate's exported bundle ({system}). Baseline: {found.baseline}.",
-            f"{how_sure(found).capitalize()}.",
+            sentence(how_sure(found)),
         ],
         verdicts=banners(verdicts_by_name(found)),
         command=command,
     )
+
+
+def sentence(words: str) -> str:
+    """With a capital letter and a full stop."""
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def banners(verdicts: Sequence[tuple[str, Verdict]]) -> list[Banner]:

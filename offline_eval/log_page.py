@@ -5,7 +5,7 @@ from functools import partial
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from offline_eval.comparison_page import banners, draw_intervals
+from offline_eval.comparison_page import banners, draw_intervals, sentence
 from offline_eval.comparison_tables import gates_grid
 from offline_eval.figures import Chart
 from offline_eval.log_evaluation import JudgedByLog, LogEvaluation
@@ -25,8 +25,8 @@ def log_sections(found: LogEvaluation, command: str) -> list[Section]:
         Chart(
             f"estimates-{number}",
             f"Value of {judged.name}",
-            "Each estimator with its 95 % interval; the first decides. Dashed: what the logged policy earned. Estimators "
-            "that disagree say that the log speaks too little of the candidate.",
+            "Each estimator with its 95 % interval; the first decides. Dashed: what the logged policy earned. "
+            "Estimators that disagree say that the log speaks too little of the candidate.",
             partial(draw_estimates, judged, found.logged_value.mean),
         )
         for number, judged in enumerate(found.judged, start=1)
@@ -34,7 +34,7 @@ def log_sections(found: LogEvaluation, command: str) -> list[Section]:
     words = [
         f"{found.num_rounds:,} rounds of {found.log} ({found.kind.replace('-', ' ')}), read as they were logged. "
         f"Baseline: {found.baseline}.",
-        f"{how_decided(found).capitalize()}.",
+        sentence(how_decided(found)),
     ]
     return [
         Section("Verdict", words, banners(verdicts), command=command),

@@ -42,6 +42,8 @@ class Browser:
         self.web.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
         self.web.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        for kind in ("browser", "performance"):
+            self.web.get_log(kind)  # forgets what other pages did
         self.web.get(page.as_uri())
 
     def run(self, script: str) -> Any:
@@ -49,10 +51,10 @@ class Browser:
         return self.web.execute_script(script)
 
     def console(self) -> list[dict[str, Any]]:
-        """What the page has printed or broken since the last call."""
+        """What the page has printed or broken."""
         return list(self.web.get_log("browser"))
 
     def requested(self) -> list[str]:
-        """The addresses that were asked for since the last call."""
+        """The addresses that the page asked for."""
         events = [json.loads(entry["message"])["message"] for entry in self.web.get_log("performance")]
         return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]

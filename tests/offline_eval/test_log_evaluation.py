@@ -8,31 +8,14 @@ import polars as pl
 import pytest
 import torch
 
-from esr_trainer.__main__ import command_line
 from esr_trainer.command_line import UsageError, main
 from esr_trainer.policy import sample_candidates
-from esr_trainer.synthetic import synthetic_world
 from offline_eval.__main__ import OfflineEval
 from offline_eval.log_evaluation import LOGGED_POLICY, LogQuestion, evaluate, evaluate_log
 from offline_eval.log_options import LogOptions
 from offline_eval.target_policies import TargetPolicy, open_policy
-from serving.export import export
 from tests.conftest import last_json
-from tests.offline_eval.served_logs import served, write
-
-WORLD = synthetic_world(60, 40)
-SMALL = "--environment synthetic --contexts 60 --items 40 --candidates 5 --slate 2 --experts 2 --lsr uniform --seed 1"
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs `logged` and `better`, a bundle of the first, and 1,500 rounds that the bundle drew in feedback.db."""
-    root = tmp_path_factory.mktemp("runs")
-    for name, steps in (("logged", 30), ("better", 150)):
-        assert command_line([*SMALL.split(), "--steps", str(steps), "--out", str(root / name)]) == 0
-    export(root / "logged", root / "bundles")
-    write(root / "feedback.db", served(root / "bundles", WORLD, 1500))
-    return root
+from tests.offline_eval.conftest import WORLD
 
 
 def sampled_value(path: Path) -> float:
@@ -43,13 +26,15 @@ def sampled_value(path: Path) -> float:
     return 2 * float(WORLD.expected_rewards(torch.from_numpy(contexts).repeat(400), drawn).mean())
 
 
-def test_a_better_checkpoint_is_promoted_by_the_log_of_a_worse_one(runs: Path) -> None:
-    found = evaluate_log(LogQuestion(str(runs / "feedback.db")), [runs / "better", runs / "logged"])
+def test_a_better_checkpoint_is_promoted_by_the_log_of_a_worse_one(served_runs: Path) -> None:
+    found = evaluate_log(
+        LogQuestion(str(served_runs / "feedback.db")), [served_runs / "better", served_runs / "logged"]
+    )
     assert (found.kind, found.num_rounds, found.baseline) == ("feedback", 1500, LOGGED_POLICY)
     better, logged = found.judged
     first = better.estimated[0]
     assert first.estimator == "sn-inclusion"
-    assert first.value.low < sampled_value(runs / "better") < first.value.high
+    assert first.value.low < sampled_value(served_runs / "better") < first.value.high
     assert first.value.high - first.value.low < 1.5
     assert better.verdict.decision == "promote"
     assert better.verdict.difference == first.difference
@@ -61,19 +46,19 @@ def test_a_better_checkpoint_is_promoted_by_the_log_of_a_worse_one(runs: Path) -
     assert found.confidence == pytest.approx(1 - 0.05 / 2), "of two candidates"
 
 
-def test_the_baseline_may_be_a_bundle_and_the_difference_is_paired(runs: Path) -> None:
-    log = LogQuestion(str(runs / "feedback.db"), options=LogOptions(interval="t"))
-    found = evaluate_log(log, [runs / "logged"], runs / "better")
+def test_the_baseline_may_be_a_bundle_and_the_difference_is_paired(served_runs: Path) -> None:
+    log = LogQuestion(str(served_runs / "feedback.db"), options=LogOptions(interval="t"))
+    found = evaluate_log(log, [served_runs / "logged"], served_runs / "better")
     (judged,) = found.judged
     assert judged.verdict.decision == "reject"
-    against_itself = evaluate_log(log, [runs / "logged"], runs / "bundles").judged[0]
+    against_itself = evaluate_log(log, [served_runs / "logged"], served_runs / "bundles").judged[0]
     for estimated in against_itself.estimated:
         assert estimated.difference == pytest.approx((0, 0, 0), abs=1e-5)
 
 
-def test_thin_overlap_holds(runs: Path) -> None:
-    question = LogQuestion(str(runs / "feedback.db"), options=LogOptions(estimators=("candidate-set",)))
-    (judged,) = evaluate_log(question, [runs / "better"]).judged
+def test_thin_overlap_holds(served_runs: Path) -> None:
+    question = LogQuestion(str(served_runs / "feedback.db"), options=LogOptions(estimators=("candidate-set",)))
+    (judged,) = evaluate_log(question, [served_runs / "better"]).judged
     assert judged.verdict.decision == "hold"
     assert "effective sample size" in judged.verdict.because
 
@@ -141,14 +126,17 @@ def test_pages_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert one.value == pytest.approx(other.value, rel=1e-9)
 
 
-def test_what_a_log_cannot_tell_is_refused(tmp_path: Path, runs: Path) -> None:
+def test_what_a_log_cannot_tell_is_refused(tmp_path: Path, served_runs: Path) -> None:
     policy, log = plain_log(tmp_path / "log.csv", 50), str(tmp_path / "log.csv")
     with pytest.raises(UsageError, match=r"estimator \(inclusion\) needs log inclusion ratios"):
         evaluate(LogQuestion(log, options=LogOptions(estimators=("inclusion",))), [policy])
     with pytest.raises(UsageError, match=r"estimators \(dm\) has no weights"):
         evaluate(LogQuestion(log, options=LogOptions(estimators=("dm", "dr"))), [policy])
     with pytest.raises(UsageError, match=r"estimator \(dr\) needs log ratios"):
-        evaluate_log(LogQuestion(str(runs / "feedback.db"), options=LogOptions(estimators=("dr",))), [runs / "better"])
+        evaluate_log(
+            LogQuestion(str(served_runs / "feedback.db"), options=LogOptions(estimators=("dr",))),
+            [served_runs / "better"],
+        )
     with pytest.raises(UsageError, match=r"no policy knows item_id \(i3\)"):
         evaluate(
             LogQuestion(log, options=LogOptions(estimators=("dr",))),
@@ -156,26 +144,28 @@ def test_what_a_log_cannot_tell_is_refused(tmp_path: Path, runs: Path) -> None:
         )
 
 
-def test_the_command_ends_with_the_verdict_of_the_best(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    log = ("--log", runs / "feedback.db")
-    assert compare(runs / "better", *log, "--baseline", runs / "bundles", "--json") == 0
+def test_the_command_ends_with_the_verdict_of_the_best(served_runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = ("--log", served_runs / "feedback.db")
+    assert compare(served_runs / "better", *log, "--baseline", served_runs / "bundles", "--json") == 0
     out = capsys.readouterr().out
     result = last_json(out)
     assert "verdict: promote" in out
     assert "sn-inclusion" in out
-    assert (result["exit_code"], result["baseline"]) == (0, str(runs / "bundles"))
+    assert (result["exit_code"], result["baseline"]) == (0, str(served_runs / "bundles"))
     assert result["judged"][0]["estimated"][0]["overlap"]["num_rounds"] == 1500
-    assert compare(runs / "logged", *log, "--logged.interval", "t", "--logged.estimators", "inclusion") == 3
+    assert compare(served_runs / "logged", *log, "--logged.interval", "t", "--logged.estimators", "inclusion") == 3
     assert "intervals by t" in capsys.readouterr().out
-    assert compare(runs / "logged", *log, "--baseline", runs / "better") == 4
+    assert compare(served_runs / "logged", *log, "--baseline", served_runs / "better") == 4
 
 
 def test_replays_options_do_not_go_with_a_log(
-    runs: Path, refused: Callable[[int], str], capsys: pytest.CaptureFixture[str]
+    served_runs: Path, refused: Callable[[int], str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "slate is for replay" in refused(compare(runs / "better", "--log", runs / "feedback.db", "--slate", 1))
-    assert "cannot be read: No such file" in refused(compare(runs / "better", "--log", runs / "none.db"))
-    assert "margin" in refused(compare(runs / "better", "--log", runs / "feedback.db", "--margin", "-1"))
+    assert "slate is for replay" in refused(
+        compare(served_runs / "better", "--log", served_runs / "feedback.db", "--slate", 1)
+    )
+    assert "cannot be read: No such file" in refused(compare(served_runs / "better", "--log", served_runs / "none.db"))
+    assert "margin" in refused(compare(served_runs / "better", "--log", served_runs / "feedback.db", "--margin", "-1"))
 
 
 def compare(*arguments: object) -> int:

@@ -1,5 +1,7 @@
 """The report as a browser shows it."""
 
+from pathlib import Path
+
 import pytest
 from matplotlib import pyplot as plt
 
@@ -7,6 +9,7 @@ from offline_eval.figures import Chart
 from offline_eval.grids import Grid
 from offline_eval.report import Banner, Page, Section, render
 from tests.browser import chromium
+from tests.conftest import run_module
 
 
 def draw():
@@ -82,3 +85,56 @@ def test_texts_can_be_read_in_the_light_and_in_the_dark(browser, page, dark):
     *contrasts, paper = browser.run(LUMINANCE)
     assert min(contrasts) >= 4.5
     assert (paper < 0.1) == dark
+
+
+RESULTS = Path("offline_eval/results")
+"""What is committed."""
+
+
+def charts_shown(browser, page):
+    """The names of the page's charts, seen to be drawn without an error or a request."""
+    browser.open(page)
+    assert min(browser.run(HEIGHTS)) > 60
+    assert browser.console() == []
+    assert browser.requested() == [page.as_uri()]
+    return browser.run("return [...document.querySelectorAll('figure')].map(figure => figure.id)")
+
+
+def test_the_report_of_a_replay_shows_its_verdict_its_charts_and_what_was_reproduced(browser, served_runs, tmp_path):
+    page, figures = tmp_path / "report.html", tmp_path / "figures"
+    command = ["compare", served_runs / "better", "--baseline", served_runs / "logged", "--report", page]
+    done = run_module("offline_eval", *command, "--figures", figures, "--results", RESULTS)
+    assert done.returncode == 0, done.stderr
+    shown = charts_shown(browser, page)
+    assert {"policy-values", "figure4", "variance", "table5"} <= set(shown)
+    assert any(name.startswith("figure3") for name in shown)
+    text = browser.run("return document.body.innerText")
+    assert "PROMOTE" in text
+    assert "python -m offline_eval reproduce table2 --budget short" in text
+    assert {path.name for path in figures.iterdir()} == {f"{name}.{kind}" for name in shown for kind in ("svg", "pdf")}
+
+
+def test_the_report_of_a_log_shows_its_verdict_and_every_estimator(browser, served_runs, tmp_path):
+    page, log = tmp_path / "report.html", served_runs / "feedback.db"
+    command = ["compare", served_runs / "better", "--log", log, "--report", page, "--results", tmp_path]
+    done = run_module("offline_eval", *command)
+    assert done.returncode == 0, done.stderr
+    assert charts_shown(browser, page) == ["estimates-1"]
+    text = browser.run("return document.body.innerText")
+    assert "PROMOTE" in text
+    assert "sn-inclusion" in text
+
+
+def test_a_report_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path):
+    page = tmp_path / "nowhere" / "report.html"
+    done = run_module("offline_eval", "report", "--out", page, "--results", RESULTS)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"error: report ({page}) cannot be written: No such file or directory"]
+
+
+def test_nothing_to_show_is_one_line(tmp_path):
+    done = run_module("offline_eval", "report", "--results", tmp_path)
+    assert (done.returncode, done.stderr.strip()) == (
+        2,
+        f"error: results ({tmp_path}) holds nothing to show: run `reproduce` first",
+    )
