@@ -8,7 +8,7 @@ from offline_eval.intervals import Estimate
 from offline_eval.segments import SegmentValue
 from offline_eval.served import Served
 from offline_eval.verdict import Gate
-from serving.export import TIE
+from serving.export_check import TIE
 
 LEAST_CONTEXTS = 30
 """Contexts that a bootstrap interval needs to mean something; smaller segments are shown and decide nothing."""

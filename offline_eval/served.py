@@ -20,7 +20,8 @@ from offline_eval.intervals import Estimate, bootstrap
 from offline_eval.list_measures import share_found
 from serving.bundle import MANIFEST, published_versions
 from serving.errors import ServingError
-from serving.export import CHECKED_LOGITS, export, float64_logits, greedy_regret
+from serving.export import export
+from serving.export_check import CHECKED_LOGITS, float64_logits, greedy_regret
 from serving.query import Query
 from serving.retriever import Retriever
 
