@@ -9,7 +9,7 @@ from esr_trainer.command_line import UsageError
 from esr_trainer.config import TrainConfig
 from esr_trainer.environments import open_world
 from esr_trainer.features import load_features
-from esr_trainer.policy_value import optimal_value, uniform_value
+from esr_trainer.policy_value import System, optimal_value, uniform_value
 from esr_trainer.system import ranker_of, system_of
 from esr_trainer.world import World
 from offline_eval.comparison import Comparison
@@ -43,6 +43,17 @@ class Question(NamedTuple):
     """How high the gates are, and the column that makes the segments."""
 
 
+class Opened(NamedTuple):
+    """What the question's files hold."""
+
+    world: World
+    system: System
+    settings: Mapping[str, str | int]
+    """SYSTEM_SETTINGS."""
+    baseline: Checkpoint | None
+    candidates: Sequence[Checkpoint]
+
+
 def compare(question: Question, advance: Callable[[str], None] = lambda doing: None) -> Comparison:
     """Replay every context of the runs' world through each checkpoint and each candidate's bundle, and judge.
 
@@ -53,31 +64,25 @@ def compare(question: Question, advance: Callable[[str], None] = lambda doing: N
     Raises:
         UsageError: a checkpoint or bundle cannot be read, or they were not made for the same world and system.
     """
-    check_question(question)
     advance("the world and the baseline")
-    paths = [*([question.baseline] if question.baseline else []), *question.candidates]
-    checkpoints = [open_run(path) for path in paths]
-    settings, config = same_system(paths, checkpoints, question.overrides)
-    world = world_of(config, question.data, checkpoints[0], paths[0])
-    ranker = ranker_of(config, world) if "lsr" in question.overrides else checkpoints[0].ranker()
-    system = system_of(config, world, ranker)
+    opened = open_question(question)
+    world, system = opened.world, opened.system
     popularity = baseline = popular(world, system, POPULARITY)
-    if question.baseline:
-        baseline = trained(world, system, str(question.baseline), checkpoints[0].policy())
-    segments = segments_asked(question, checkpoints[-1], world)
-    arena = arena_of(world, system, baseline, segments, len(question.candidates))
+    if opened.baseline:
+        baseline = trained(world, system, str(question.baseline), opened.baseline.policy())
+    segments = segments_asked(question, opened.candidates[0], world)
+    arena = arena_of(world, system, baseline, segments, len(opened.candidates))
     judged = [judge_popularity(arena, popularity)]
-    if question.baseline:
+    if opened.baseline:
         judged.append(judge_reference(arena, baseline))
-    for position, path in enumerate(question.candidates):
+    for position, (path, checkpoint) in enumerate(zip(question.candidates, opened.candidates, strict=True)):
         advance(str(path))
         retriever = open_bundle(question.bundles[position]) if question.bundles else exported(path)
-        policy = checkpoints[len(paths) - len(question.candidates) + position].policy()
-        judged.append(judge_candidate(arena, question.bars, str(path), policy, retriever))
+        judged.append(judge_candidate(arena, question.bars, str(path), checkpoint.policy(), retriever))
     return Comparison(
         world=world.description,
         num_contexts=world.num_contexts,
-        system=settings,
+        system=opened.settings,
         baseline=baseline.name,
         confidence=arena.confidence,
         segmented_by=question.bars.segmented_by,
@@ -86,6 +91,22 @@ def compare(question: Question, advance: Callable[[str], None] = lambda doing: N
         uniform_policy_value=uniform_value(world, system),
         optimal_policy_value=optimal_value(world, system),
     )
+
+
+def open_question(question: Question) -> Opened:
+    """Open every checkpoint, and the world and system that they share.
+
+    Raises:
+        UsageError: one cannot be read, or they share none.
+    """
+    check_question(question)
+    paths = [*([question.baseline] if question.baseline else []), *question.candidates]
+    checkpoints = [open_run(path) for path in paths]
+    settings, config = same_system(paths, checkpoints, question.overrides)
+    world = world_of(config, question.data, checkpoints[0], paths[0])
+    ranker = ranker_of(config, world) if "lsr" in question.overrides else checkpoints[0].ranker()
+    baseline, candidates = (checkpoints[0], checkpoints[1:]) if question.baseline else (None, checkpoints)
+    return Opened(world, system_of(config, world, ranker), settings, baseline, candidates)
 
 
 def check_question(question: Question) -> None:
