@@ -103,8 +103,8 @@ def speed_grid(found: Mapping[str, CellResult]) -> Grid:
     head = ["", "", "final value", "first non-finite gradient, by seed", f"sooner than {rival_label}"]
     caption = (
         f"Sooner: steps of {rival_label} to {SHARE:.0%} of its own final value over the estimator's steps to the same "
-        "value (on the line between two evaluations), geometric mean over seeds with its 95 % t interval; published: "
-        "about 3 times."
+        "value (on the line between two evaluations), geometric mean over seeds with its 95 % t interval; final is "
+        "what these runs end with. Published: about 3 times."
     )
     return Grid("Figure 3: learning curves, K = 10, L = 1, M = 1, optimal LSR", head, rows, caption)
 
@@ -114,4 +114,4 @@ def sooner_text(ahead: Sooner | None) -> str:
     if ahead is None:
         return ""
     interval = "" if math.isnan(ahead.low) else f"{ahead.low:.2f} to {ahead.high:.2f}; "
-    return f"{ahead.ratio:.2f} times ({interval}{ahead.num_seeds} seeds)"
+    return f"{ahead.ratio:.2f} times ({interval}{ahead.num_seeds} seed{'s' * (ahead.num_seeds > 1)})"

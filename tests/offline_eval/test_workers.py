@@ -47,6 +47,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 60) -> bool:
 )
 def test_a_worker_ends_with_the_command_that_started_it(number: signal.Signals, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "offline_eval", "reproduce", *LONG, "--results", str(tmp_path), "--shared", "none"]
+    workers: set[int] = set()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         assert wait_until(lambda: process.poll() is not None or workers_of(process.pid)), "a worker starts"
@@ -58,6 +59,9 @@ def test_a_worker_ends_with_the_command_that_started_it(number: signal.Signals, 
         assert wait_until(lambda: not any(map(is_alive, workers)), 20), "no worker is left"
         _, err = process.communicate(timeout=30)
     finally:
+        for left in workers:
+            if is_alive(left):
+                os.kill(left, signal.SIGKILL)
         process.kill()
         process.communicate()
     assert "Traceback" not in err
