@@ -1,28 +1,28 @@
 """The closed loop: serve with sampling, record feedback, learn from the log, judge, publish; round after round.
 
 Each stage is the command that a user would run, in a process of its own: what the rounds reach is what the system
-reaches, not what its parts do in one process.
+reaches, not what its parts do in one process. A checkpoint is judged before it goes live: one that is not promoted is
+not published, and the next round is served by the old one.
 """
 
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from esr_trainer.checkpoint import Checkpoint
 from esr_trainer.command_line import UsageError
-from esr_trainer.config import TrainConfig
-from esr_trainer.world import World
+from esr_trainer.environments import open_world
+from esr_trainer.system import ranker_of, system_of
 from offline_eval.simulated_users import SimulatedUsers
 from offline_eval.verdict import EXIT_CODES, Decision
 
 SWITCH_SECONDS = 60.0
 """How long a server may take to switch to a new version."""
-
-PROMOTE = EXIT_CODES["promote"]
 
 
 class LoopRound(NamedTuple):
@@ -45,9 +45,19 @@ class LoopRound(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """Where a loop keeps its things."""
+    """What a loop does, and where it keeps its things."""
 
     root: Path
+    world: Sequence[str]
+    """Options of esr_trainer that name the world and the system."""
+    logging_steps: int
+    """Gradient steps of the logging policy, which learns online."""
+    learning: Sequence[str]
+    """Options of esr_trainer for what learns from the log."""
+    rounds: int
+    visits: int
+    """Of a round."""
+    seed: int
 
     @property
     def bundles(self) -> Path:
@@ -64,25 +74,87 @@ class Loop(NamedTuple):
         return self.root / f"run-{number}"
 
 
+def closed_loop(loop: Loop, doing: Callable[[str], None] = lambda what: None) -> Iterator[LoopRound]:
+    """Go round; each round as soon as it has ended, the logging policy first.
+
+    Args:
+        loop: what to do.
+        doing: told what is done next.
+
+    Raises:
+        UsageError: a stage failed; the message is its own.
+    """
+    doing("logging policy")
+    stage("esr_trainer", *loop.world, "--steps", loop.logging_steps, "--seed", loop.seed, "--out", loop.run(0))
+    stage("serving", "export", loop.run(0), "--out", loop.bundles)
+    with live_server(loop) as address, users_of(loop, address) as users:
+        live = loop.run(0)
+        yield LoopRound(0, 0, None, None, "the logging policy", users.model_version(), users.policy_value())
+        for number in range(1, loop.rounds + 1):
+            doing(f"round {number}: visits")
+            visits = users.visit(loop.visits)
+            doing(f"round {number}: learning from {users.visits:,} visits")
+            run = loop.run(number)
+            stage("esr_trainer", *loop.world, "--from-log", loop.log, *loop.learning, "--seed", loop.seed, "--out", run)
+            doing(f"round {number}: the verdict")
+            decision, because = verdict_on(run, live)
+            if decision == "promote":
+                _, published = stage("serving", "export", run, "--out", loop.bundles)
+                wait_for_version(users, published["version"])
+                live = run
+            yield LoopRound(
+                number=number,
+                visits=users.visits,
+                mean_reward=visits.mean_reward,
+                decision=decision,
+                because=because,
+                version=users.model_version(),
+                policy_value=users.policy_value(),
+            )
+
+
+def verdict_on(candidate: Path, live: Path) -> tuple[Decision, str]:
+    """What `compare` says of a checkpoint against the one that serves, and why."""
+    _, found = stage("offline_eval", "compare", candidate, "--baseline", live, accepted=tuple(EXIT_CODES.values()))
+    verdict = next(judged["verdict"] for judged in found["judged"] if judged["verdict"])
+    return verdict["decision"], verdict["because"]
+
+
 def stage(module: str, *arguments: object, accepted: tuple[int, ...] = (0,)) -> tuple[int, dict[str, Any]]:
     """Run `python -m module`; give its exit code and the JSON that it printed last.
 
     Raises:
-        UsageError: it failed; the message is the command and its own last line.
+        UsageError: it failed; the message is its own last line.
     """
     command = [sys.executable, "-m", module, *map(str, arguments), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in accepted:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise UsageError(f"{module} {arguments[0]} ended with {done.returncode}: {last.removeprefix('error: ')}")
+        raise UsageError(f"python -m {module} ended with {done.returncode}: {last.removeprefix('error: ')}")
     return done.returncode, json.loads(done.stdout.splitlines()[-1])
 
 
 @contextmanager
+def users_of(loop: Loop, address: str) -> Iterator[SimulatedUsers]:
+    """The users of the world that the logging policy learned in."""
+    config = Checkpoint(loop.run(0)).config
+    world = open_world(config.environment, config.data, config.world_seed, config.contexts, config.items)
+    users = SimulatedUsers(world, system_of(config, world, ranker_of(config, world)), address, loop.seed)
+    try:
+        yield users
+    finally:
+        users.close()
+
+
+@contextmanager
 def live_server(loop: Loop) -> Iterator[str]:
-    """A server of the loop's bundles that records into its log; its address."""
+    """A server of the loop's bundles that records into its log; its address.
+
+    Raises:
+        UsageError: it does not start; why is in server.log.
+    """
     command = [sys.executable, "-m", "serving", "serve", str(loop.bundles), "--port", "0", "--json"]
-    command += ["--feedback-log", f"sqlite:///{loop.log}"]
+    command += ["--feedback-log", f"sqlite:///{loop.log.resolve()}"]
     with (loop.root / "server.log").open("ab") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
     try:
