@@ -38,7 +38,11 @@ def interact(world: World, system: System, contexts: Tensor, logits: Tensor, gen
         logits: (B, M, N).
         generator: the source of every draw.
     """
-    candidates = sample_candidates(logits, system.num_candidates, generator)
+    return show(world, system, contexts, sample_candidates(logits, system.num_candidates, generator), generator)
+
+
+def show(world: World, system: System, contexts: Tensor, candidates: Tensor, generator: torch.Generator) -> Round:
+    """Steps 2 and 3 of a round whose candidates, (B, K), are there."""
     positions = system.ranker.rank(system.scores(contexts, candidates), system.num_slots, generator)
     slate = candidates.gather(1, positions)
     return Round(candidates, slate, world.draw_rewards(contexts, slate, generator), positions)

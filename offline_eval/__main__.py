@@ -5,6 +5,7 @@ import sys
 from pydantic_settings import CliApp, CliSubCommand
 
 from esr_trainer.command_line import Options, main
+from offline_eval.closed_loop_command import ClosedLoop
 from offline_eval.compare_command import Compare
 from offline_eval.ma2020_command import Ma2020
 from offline_eval.measure_commands import Inclusion, Runtime
@@ -19,6 +20,9 @@ class OfflineEval(Options):
 
     compare: CliSubCommand[Compare]
     """Policy value, interval and paired difference of checkpoints, by replay."""
+
+    closed_loop: CliSubCommand[ClosedLoop]
+    """Serve, record, learn from the log, judge, publish: round after round."""
 
     reproduce: CliSubCommand[Reproduce]
     """The published tables and figures, and studies of our own: resumable, the paper's numbers beside ours."""
