@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 
 from esr_trainer.command_line import UsageError, note
 from esr_trainer.hashed_text import HashedText
@@ -69,14 +70,7 @@ def read_features(ids: Sequence[str], path: Path, text: Sequence[str] = (), hash
     Raises:
         UsageError: the file cannot be read, repeats an id, or knows none of the ids.
     """
-    table = read_table(path, "features")
-    keys = table[:, 0].to_list()
-    if len(set(keys)) < len(keys):
-        raise UsageError(f"features ({path}): column {table.columns[0]} repeats an id")
-    row_of = {key: row for row, key in enumerate(keys)}
-    rows = [row_of.get(key) for key in ids]
-    if all(row is None for row in rows):
-        raise UsageError(f"features ({path}): column {table.columns[0]} holds none of the {len(rows)} ids of the data")
+    table, rows = matched_rows(ids, path)
     features = id_features(ids)
     if reserved := RESERVED & set(table.columns[1:]):
         raise UsageError(f"features ({path}): no column after the first may be called {', '.join(sorted(reserved))}")
@@ -86,6 +80,23 @@ def read_features(ids: Sequence[str], path: Path, text: Sequence[str] = (), hash
         if found := read_column(f"{name} of {path.name}", cells, name in text, hashed):
             features.vocabularies[name], features.bags[name] = found
     return features
+
+
+def matched_rows(ids: Sequence[str], path: Path) -> tuple[pl.DataFrame, list[int | None]]:
+    """A table of features, and the row of each id in it, C; None where it has none.
+
+    Raises:
+        UsageError: the file cannot be read, repeats an id, or knows none of the ids.
+    """
+    table = read_table(path, "features")
+    keys = table[:, 0].to_list()
+    if len(set(keys)) < len(keys):
+        raise UsageError(f"features ({path}): column {table.columns[0]} repeats an id")
+    row_of = {key: row for row, key in enumerate(keys)}
+    rows = [row_of.get(key) for key in ids]
+    if all(row is None for row in rows):
+        raise UsageError(f"features ({path}): column {table.columns[0]} holds none of the {len(rows)} ids of the data")
+    return table, rows
 
 
 def read_column(
