@@ -8,6 +8,7 @@ import torch
 
 from esr_trainer.checkpoint import Checkpoint
 from esr_trainer.features import Features, texts_of
+from esr_trainer.towers import Tower
 from esr_trainer.vocabularies import padded
 from serving.errors import UnknownContextError
 from serving.export import export
@@ -74,20 +75,22 @@ def served(retriever: Retriever, **features: str) -> np.ndarray:
     return retriever.contexts.embed_found([found])[0]
 
 
+def trained(tower: Tower, **features: str) -> np.ndarray:
+    """The trained tower's embedding of a row without an id that has these features, (M, D)."""
+    vocabularies = tower.features.vocabularies
+    bags = {name: vocabularies[name].indices(texts_of(features.get(name))) for name in vocabularies}
+    tower.features = Features(vocabularies, {name: padded([bag], max(1, len(bag))) for name, bag in bags.items()})
+    with torch.no_grad():
+        embedding: np.ndarray = tower(torch.tensor([0]))[0].numpy()
+    return embedding
+
+
 @pytest.mark.parametrize(
     "text", ["mountain hiking", "小猫咪 hiking", "\uff2d\uff2fUNTAIN", "x " * 400, "小猫咪在家打篮球"]
 )
 def test_a_text_is_embedded_as_the_trained_tower_would(text: str, run: Path, retriever: Retriever) -> None:
     policy = Checkpoint(run).policy()
-    tower = policy.context_tower
-    vocabularies = tower.features.vocabularies
-    bags = {"title": vocabularies["title"].indices(texts_of(text)), "kind": vocabularies["kind"].indices(["1"])}
-    tower.features = Features(
-        vocabularies,
-        {name: padded([bags.get(name, [])], max(1, len(bags.get(name, [])))) for name in tower.features.bags},
-    )
-    with torch.no_grad():
-        expected = tower(torch.tensor([0]))[0] / policy.temperature
+    expected = trained(policy.context_tower, title=text, kind="1") / policy.temperature
     np.testing.assert_allclose(served(retriever, title=text, kind="1"), expected, rtol=0, atol=1e-6)
 
 
@@ -108,12 +111,14 @@ def test_a_text_without_a_word_is_no_known_context(retriever: Retriever) -> None
         retriever.retrieve(Query(features={"title": ["?!"]}, num_candidates=4))
 
 
-def test_an_item_is_added_by_its_text(root: Path, tmp_path: Path) -> None:
-    long = "打篮球 " * 100
+def test_an_item_is_added_by_its_text(run: Path, root: Path, tmp_path: Path) -> None:
+    long = "职业打篮球 of alpine cooks " * 9
     (tmp_path / "new.csv").write_text(f"id,title,kind\nnew,{long},1\n")
     assert with_items(root, tmp_path / "new.csv", None, 1, 0.95).name == "2"
-    answer = Retriever.open(root).retrieve(Query(features={"title": ["打篮球"]}, num_candidates=9)).item_ids
-    assert "new" in answer
+    index = Retriever.open(root).bundle.index
+    added = np.stack([index.reconstruct(np.array([ITEMS]), expert)[0] for expert in range(2)])
+    expected = trained(Checkpoint(run).policy().item_tower, title=long, kind="1")
+    np.testing.assert_allclose(added, expected, rtol=0, atol=1e-6)
 
 
 def test_a_server_hashes_without_torch(root: Path) -> None:
