@@ -148,8 +148,13 @@ class TrainConfig(Options):
     """CSV or Parquet of context features (first column the id), such as KuaiRec's user_features.csv; default ids
     alone."""
     item_features: Path | None = None
-    """CSV or Parquet of item features (first column the id), such as KuaiRec's item_categories.csv; default ids
-    alone."""
+    """CSV or Parquet of item features (first column the id), such as KuaiRec's item_categories.csv or
+    kuairec_caption_category.csv; default ids alone."""
+    text: tuple[str, ...] = ()
+    """Feature columns that are text, learned by hashed character n-grams; a column of more than 500 distinct values
+    that are not numbers is in any case."""
+    text_buckets: Annotated[int, Field(gt=0, le=1 << 31)] = 1 << 14
+    """Rows of a text column's table; n-grams that fall together share one."""
     variance_reduction: VarianceReductionName = "none"
     """`baseline`: a running mean per context, for `v` and `v-swr`; `grpo`: rewards normalised over 8 slates per
     context; `control-variate`: a zero-mean correction by the LSR's propensities, for the others under a random LSR."""

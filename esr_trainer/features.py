@@ -1,7 +1,7 @@
-"""What a tower knows of a context or an item: its id, and optionally categorical and multi-valued features.
+"""What a tower knows of a context or an item: its id, and optionally categories, several to a row too, and text.
 
-Every feature is a bag of vocabulary indices per row, padded with -1; the id is a bag of one. Axes: C rows, P the most
-values a row has.
+Every feature is a bag of vocabulary indices per row, padded with -1; the id is a bag of one, a text one of its hashed
+n-grams. Axes: C rows, P the most indices a row has.
 """
 
 import json
@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import polars as pl
 
 from esr_trainer.command_line import UsageError, note
+from esr_trainer.hashed_text import HashedText
 from esr_trainer.table_files import read_table
+from esr_trainer.vocabularies import Categories, Vocabulary, padded, vocabularies_of_json, vocabularies_to_json
 
 ID = "id"
 """The feature that every row has."""
@@ -23,35 +26,64 @@ RESERVED = {ID, "file", "allow_pickle"}
 MAX_VALUES = 500
 """A column with more distinct values than this is a number or free text, not a category."""
 
+HASHED = HashedText()
+"""How text is hashed unless the settings say otherwise."""
+
+Cell = str | list[str | None] | None
+"""What a table holds of a row: one text, in Parquet also a list, or nothing."""
+
 
 class Features(NamedTuple):
     """The rows' ids and features; the id comes first."""
 
-    vocabularies: dict[str, tuple[str, ...]]
-    """Feature -> value of each index; of the feature `id`, the data's own id of each row."""
+    vocabularies: dict[str, Vocabulary]
+    """Feature -> what its indices are; of the feature `id`, the data's own id of each row."""
     bags: dict[str, np.ndarray]
     """Feature -> indices, (C, P) int64; -1 pads."""
 
     @property
     def ids(self) -> tuple[str, ...]:
         """The data's own ids, C."""
-        return self.vocabularies[ID]
+        ids = self.vocabularies[ID]
+        assert isinstance(ids, Categories)
+        return ids
 
 
 def id_features(ids: Sequence[str]) -> Features:
     """Ids alone: row c holds index c."""
-    return Features({ID: tuple(ids)}, {ID: np.arange(len(ids))[:, None]})
+    return Features({ID: Categories(ids)}, {ID: np.arange(len(ids))[:, None]})
 
 
-def read_features(ids: Sequence[str], path: Path) -> Features:
+def read_features(ids: Sequence[str], path: Path, text: Sequence[str] = (), hashed: HashedText = HASHED) -> Features:
     """Ids with the columns of a CSV or Parquet file as features.
 
     The file's first column holds ids; a row without features keeps empty bags. A value such as "[27, 9]" is
-    multi-valued. A column with more than MAX_VALUES distinct values is left out, with a note.
+    multi-valued. A column with more than MAX_VALUES distinct values is text, or left out if they are numbers; a note
+    says so.
 
     Args:
         ids: the rows' ids, C.
         path: a file with named columns, such as KuaiRec's user_features.csv or item_categories.csv.
+        text: columns that are text however few values they have.
+        hashed: how text becomes indices.
+
+    Raises:
+        UsageError: the file cannot be read, repeats an id, or knows none of the ids.
+    """
+    table, rows = matched_rows(ids, path)
+    features = id_features(ids)
+    if reserved := RESERVED & set(table.columns[1:]):
+        raise UsageError(f"features ({path}): no column after the first may be called {', '.join(sorted(reserved))}")
+    for name in table.columns[1:]:
+        column = table[name].to_list()
+        cells = [column[row] if row is not None else None for row in rows]
+        if found := read_column(f"{name} of {path.name}", cells, name in text, hashed):
+            features.vocabularies[name], features.bags[name] = found
+    return features
+
+
+def matched_rows(ids: Sequence[str], path: Path) -> tuple[pl.DataFrame, list[int | None]]:
+    """A table of features, and the row of each id in it, C; None where it has none.
 
     Raises:
         UsageError: the file cannot be read, repeats an id, or knows none of the ids.
@@ -64,22 +96,50 @@ def read_features(ids: Sequence[str], path: Path) -> Features:
     rows = [row_of.get(key) for key in ids]
     if all(row is None for row in rows):
         raise UsageError(f"features ({path}): column {table.columns[0]} holds none of the {len(rows)} ids of the data")
-    features = id_features(ids)
-    if reserved := RESERVED & set(table.columns[1:]):
-        raise UsageError(f"features ({path}): no column after the first may be called {', '.join(sorted(reserved))}")
-    for name in table.columns[1:]:
-        column = table[name].to_list()
-        values = [split_values(column[row]) if row is not None else [] for row in rows]
-        vocabulary = tuple(sorted({value for row in values for value in row}))
-        if len(vocabulary) > MAX_VALUES:
-            note(f"feature {name} of {path.name} left out: {len(vocabulary)} distinct values (at most {MAX_VALUES})")
-        elif vocabulary:
-            features.vocabularies[name] = vocabulary
-            features.bags[name] = pad(values, vocabulary, max(map(len, values)))
-    return features
+    return table, rows
 
 
-def split_values(cell: str | list[str | None] | None) -> list[str]:
+def read_column(
+    name: str, cells: Sequence[Cell], is_text: bool, hashed: HashedText
+) -> tuple[Vocabulary, np.ndarray] | None:
+    """A feature's vocabulary and bags, (C, P); None if there is nothing in it, or nothing to learn by.
+
+    Args:
+        name: for the notes.
+        cells: C.
+        is_text: whether it is text however few values it has.
+        hashed: how text becomes indices.
+    """
+    values = [split_values(cell) for cell in cells]
+    distinct = sorted({value for row in values for value in row})
+    vocabulary: Vocabulary = Categories(distinct)
+    if is_text or len(distinct) > MAX_VALUES:
+        if not is_text and all(map(is_number, distinct)):
+            note(f"feature {name} left out: {len(distinct)} distinct values (at most {MAX_VALUES})")
+            return None
+        if not is_text:
+            note(f"feature {name} read as text: {len(distinct)} distinct values (categories have at most {MAX_VALUES})")
+        vocabulary, values = hashed, [texts_of(cell) for cell in cells]
+    bags = [vocabulary.indices(row) for row in values]
+    width = max(map(len, bags))
+    return (vocabulary, padded(bags, width)) if width else None
+
+
+def is_number(value: str) -> bool:
+    """Whether a value is a number."""
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def texts_of(cell: Cell) -> list[str]:
+    """One cell's texts, as a request would give them."""
+    return [text for text in cell if text is not None] if isinstance(cell, list) else [cell or ""]
+
+
+def split_values(cell: Cell) -> list[str]:
     """One cell's values: a list's, or those of its text: "[27, 9]" holds two, an empty cell none."""
     if isinstance(cell, list):
         return [value for value in cell if value is not None]
@@ -90,25 +150,14 @@ def split_values(cell: str | list[str | None] | None) -> list[str]:
     return [cell]
 
 
-def pad(values: Sequence[Sequence[str]], vocabulary: Sequence[str], width: int) -> np.ndarray:
-    """Vocabulary indices of each row's values, at most `width` of them: (C, width), padded with -1."""
-    index = {value: position for position, value in enumerate(vocabulary)}
-    bags = np.full((len(values), width), -1, dtype=np.int64)
-    for row, row_values in enumerate(values):
-        bags[row, : len(row_values)] = [index[value] for value in row_values]
-    return bags
-
-
 def save_features(features: Features, directory: Path, side: str) -> None:
     """Write `<side>_vocabularies.json` and `<side>_features.npz`."""
-    (directory / f"{side}_vocabularies.json").write_text(json.dumps(features.vocabularies))
+    (directory / f"{side}_vocabularies.json").write_text(json.dumps(vocabularies_to_json(features.vocabularies)))
     np.savez_compressed(directory / f"{side}_features.npz", allow_pickle=False, **features.bags)
 
 
 def load_features(directory: Path, side: str) -> Features:
     """Read what `save_features` wrote."""
-    vocabularies = json.loads((directory / f"{side}_vocabularies.json").read_text())
+    vocabularies = vocabularies_of_json(json.loads((directory / f"{side}_vocabularies.json").read_text()))
     with np.load(directory / f"{side}_features.npz", allow_pickle=False) as bags:
-        return Features(
-            {name: tuple(values) for name, values in vocabularies.items()}, {name: bags[name] for name in vocabularies}
-        )
+        return Features(vocabularies, {name: bags[name] for name in vocabularies})

@@ -6,11 +6,14 @@ f^m(x, a) = <u^m(x), v^m(a)> / temperature. Axes: B batch, C rows of a tower, M 
 import logging
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from esr_trainer.features import ID, Features
+from esr_trainer.hashed_text import HashedText
 
 logging.getLogger("torch.fx._symbolic_trace").setLevel(
     logging.ERROR
@@ -54,10 +57,20 @@ class Tower(nn.Module):
         if list(self.features.bags) == [ID]:
             table = self.weights()[ID]
             return (table if rows is None else table.index_select(0, rows)).view(-1, *self.shape[1:])
-        if rows is None:
-            rows = torch.arange(len(self.features.bags[ID]), device=self.weights()[ID].device)
-        pooled: Tensor = self.tables(jagged(self.features, rows)).values()
+        pooled: Tensor = self.tables(self._every_bag if rows is None else jagged(self.features, rows)).values()
         return pooled.view(-1, *self.shape).sum(dim=1)
+
+    @cached_property
+    def _every_bag(self) -> KeyedJaggedTensor:
+        """The bags of all rows, which never change: with text, finding what is padding costs as much as pooling."""
+        return jagged(self.features, torch.arange(len(self.features.bags[ID])))
+
+    def clear_unused_buckets(self) -> None:
+        """Set to 0 what a text's table holds of buckets that no row has."""
+        for name, table in self.weights().items():
+            if isinstance(self.features.vocabularies[name], HashedText):
+                unused = np.setdiff1d(np.arange(len(table)), self.features.bags[name])
+                table[torch.from_numpy(unused)] = 0.0
 
     def weights(self) -> dict[str, Tensor]:
         """Each feature's table, (V, M * D)."""
@@ -77,10 +90,12 @@ class EarlyStageRanker(nn.Module):
         self.temperature = temperature
 
     def initialise(self, std: float, generator: torch.Generator) -> None:
-        """Draw every table from N(0, std^2)."""
+        """Draw every table from N(0, std^2); a bucket of text that no row has is 0, since nothing is learned of it."""
         with torch.no_grad():
             for table in self.parameters():
                 table.normal_(0, std, generator=generator)
+            for tower in (self.context_tower, self.item_tower):
+                tower.clear_unused_buckets()
 
     def forward(self, contexts: Tensor) -> Tensor:
         """Logits of the whole catalogue: rows (B,) -> (B, M, N)."""

@@ -10,9 +10,11 @@ from typing import NamedTuple, Self
 import torch
 
 from esr_trainer.checkpoint import Checkpoint, Grounds, build_policy, load_optimizer_state
+from esr_trainer.command_line import UsageError
 from esr_trainer.config import GROUP, SUMS_TO_K, V_FAMILY, TrainConfig
 from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.features import Features, id_features, read_features
+from esr_trainer.hashed_text import HashedText
 from esr_trainer.interaction import Round, interact, side_by_side
 from esr_trainer.learner import OPTIMIZERS, Learner
 from esr_trainer.learning_rate import learning_rate
@@ -144,13 +146,19 @@ def losses_of(trainers: Sequence[Trainer], played: Played) -> torch.Tensor:
 
 
 def read_catalogue(config: TrainConfig, world: Catalogue) -> tuple[Features, Features]:
-    """The contexts' and the items' ids and features."""
-    return (
-        read_features(world.context_ids, config.context_features)
-        if config.context_features
-        else id_features(world.context_ids),
-        read_features(world.item_ids, config.item_features) if config.item_features else id_features(world.item_ids),
+    """The contexts' and the items' ids and features.
+
+    Raises:
+        UsageError: a file of features cannot be used, or a text column is in none.
+    """
+    hashed = HashedText(buckets=config.text_buckets)
+    contexts, items = (
+        read_features(ids, path, config.text, hashed) if path else id_features(ids)
+        for ids, path in ((world.context_ids, config.context_features), (world.item_ids, config.item_features))
     )
+    if unknown := set(config.text).difference(contexts.bags, items.bags):
+        raise UsageError(f"text ({', '.join(sorted(unknown))}): no table of features has any text in such a column")
+    return contexts, items
 
 
 def build_optimizer(

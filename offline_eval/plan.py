@@ -16,6 +16,8 @@ SYNTHETIC = Path("golden/synthetic_env.npz")
 KUAIREC = Path("data/kuairec/small_matrix_semisynthetic.npz")
 USER_FEATURES = Path("data/kuairec/user_features.csv")
 ITEM_CATEGORIES = Path("data/kuairec/item_categories.csv")
+ITEM_TEXTS = Path("data/kuairec/kuairec_caption_category.csv")
+LABELS = Path("data/kuairec/small_matrix_gt2.npz")
 
 
 class Budget(NamedTuple):

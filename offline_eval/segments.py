@@ -10,6 +10,7 @@ import numpy as np
 
 from esr_trainer.command_line import UsageError
 from esr_trainer.features import ID, Features, read_features
+from esr_trainer.vocabularies import Categories
 from offline_eval.intervals import Estimate, bootstrap
 
 
@@ -37,16 +38,16 @@ def segments_of(features: Features, column: str) -> list[Segment]:
     """The segments of one column; a context with several values is in several, one without a value in none.
 
     Raises:
-        UsageError: there is no such column.
+        UsageError: there is no such column, or it is text.
     """
-    if column == ID or column not in features.bags:
-        names = ", ".join(name for name in features.bags if name != ID) or "there are none"
+    columns = {
+        name: values for name, values in features.vocabularies.items() if isinstance(values, Categories) and name != ID
+    }
+    if column not in columns:
+        names = ", ".join(columns) or "there are none"
         raise UsageError(f"by ({column}) must be a column of the context features: {names}")
     bags = features.bags[column]
-    return [
-        Segment(value, np.flatnonzero((bags == index).any(axis=1)))
-        for index, value in enumerate(features.vocabularies[column])
-    ]
+    return [Segment(value, np.flatnonzero((bags == index).any(axis=1))) for index, value in enumerate(columns[column])]
 
 
 def read_segments(path: Path, column: str, context_ids: tuple[str, ...]) -> list[Segment]:

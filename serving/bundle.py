@@ -10,8 +10,9 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
@@ -20,18 +21,22 @@ import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from esr_trainer.onnx_session import first_line, session
+from esr_trainer.vocabularies import Vocabulary, vocabularies_of_json
 from serving.bundle_files import BundleFile, verified_array, verified_bytes, verify
 from serving.errors import BundleCorruptError, BundleUnusableError
 from serving.index import ItemIndex
 from serving.index_files import IndexFacts, file_names, parse_item_index
 from serving.ranker import Ranker
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+READABLE = (2, 3)
+"""Schema versions that can be served; in 2 no feature is text."""
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
 
 USER_TOWER = "user_tower.onnx"
-"""int64 bags, one (B, P) input per context feature, -1 pads -> embeddings / temperature, (B, M, D) float32."""
+"""int64 bags, one (B, P) input per context feature, -1 pads -> embeddings / temperature, (B, M, D) float32. P is the
+tower's for categories, and free for text."""
 ITEM_TOWER = "item_tower.onnx"
 """int64 bags, one (B, P) input per item feature, -1 pads -> embeddings, (B, M, D) float32; only hashed by a server."""
 INDEX = "items.faiss"
@@ -44,7 +49,8 @@ CONTEXT_IDS = "context_ids.npy"
 CONTEXT_FEATURES = "context_features.npz"
 """The user tower's inputs for every context: feature -> bags, (C, P) int64."""
 VOCABULARIES = "vocabularies.json"
-"""{"context": {feature: values}, "item": {feature: values}}: the value of each index of a bag, but for the ids."""
+"""{"context": {feature: values}, "item": {feature: values}}: the value of each index of a bag, but for the ids; of a
+text feature, an object of the kind hashed-text that says how its n-grams become indices (esr_trainer.hashed_text)."""
 RANKER = "ranker.onnx"
 """The late-stage ranker, if the run has one as a file (serving.ranker says what it is asked)."""
 GOLDEN = "golden_queries.npz"
@@ -126,9 +132,19 @@ class Bundle:
     item_ids: list[str]
     context_ids: list[str]
     context_features: Mapping[str, np.ndarray]
-    vocabularies: Mapping[str, Sequence[str]]
-    """Feature of a context -> the value of each index of a bag."""
+    vocabularies: Mapping[str, Vocabulary]
+    """Feature of a context -> the index of each value in a bag."""
     golden: Mapping[str, np.ndarray]
+
+    @cached_property
+    def widths(self) -> dict[str, int | None]:
+        """P of the user tower's inputs; None where it is free."""
+        return tower_widths(self.user_tower)
+
+
+def tower_widths(tower: ort.InferenceSession) -> dict[str, int | None]:
+    """P of each input of a tower; None where it is free."""
+    return {node.name: node.shape[1] if isinstance(node.shape[1], int) else None for node in tower.get_inputs()}
 
 
 def latest_version(root: Path) -> int:
@@ -167,7 +183,7 @@ def read_manifest(directory: Path) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise BundleCorruptError(f"{MANIFEST} is not JSON") from error
     found = content.get("schema_version") if isinstance(content, dict) else None
-    if found != SCHEMA_VERSION:
+    if found not in READABLE:
         raise BundleUnusableError(f"{MANIFEST} has schema version {found}, not {SCHEMA_VERSION}")
     try:
         manifest = Manifest.model_validate(content)
@@ -210,7 +226,7 @@ def load_bundle(directory: Path, version: int) -> Bundle:
             item_ids=item_ids,
             context_ids=parse_array(content[CONTEXT_IDS]).tolist(),
             context_features=parse_archive(content[CONTEXT_FEATURES]),
-            vocabularies=json.loads(content[VOCABULARIES])["context"],
+            vocabularies=vocabularies_of_json(json.loads(content[VOCABULARIES])["context"]),
             golden=parse_archive(content[GOLDEN]),
         )
     except BundleCorruptError:

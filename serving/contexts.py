@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from esr_trainer.vocabularies import padded
 from serving.bundle import Bundle
 from serving.errors import InvalidRequestError, UnknownContextError, quoted
 from serving.query import Query
@@ -48,9 +49,6 @@ class Contexts:
         self.bundle = bundle
         self.unknown_context = unknown_context
         self._row_of = {context_id: row for row, context_id in enumerate(bundle.context_ids)}
-        self._value_of = {
-            name: {value: index for index, value in enumerate(values)} for name, values in bundle.vocabularies.items()
-        }
         count, manifest = len(bundle.context_ids), bundle.manifest
         self._kept: np.ndarray | None = None
         if 4 * count * manifest.num_experts * manifest.embedding_dim <= KEPT_BYTES:
@@ -94,15 +92,14 @@ class Contexts:
     def _bags(self, features: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
         bags = {name: np.full(rows.shape[1], -1, np.int64) for name, rows in self.bundle.context_features.items()}
         for name, values in features.items():
-            known = self._value_of.get(name)
-            if known is None:
-                names = ", ".join(self._value_of) or "the model has none"
+            vocabulary = self.bundle.vocabularies.get(name)
+            if vocabulary is None:
+                names = ", ".join(self.bundle.vocabularies) or "the model has none"
                 raise InvalidRequestError("features", f"({quoted(name)}) must be among the model's: {names}")
-            indices = [known[value] for value in dict.fromkeys(values) if value in known]
-            if len(indices) > len(bags[name]):
-                rule = f"({quoted(name)}: {len(indices)} values) takes {len(bags[name])}"
-                raise InvalidRequestError("features", rule)
-            bags[name][: len(indices)] = indices
+            indices, width = vocabulary.indices(values), self.bundle.widths[name]
+            if width is not None and len(indices) > width:
+                raise InvalidRequestError("features", f"({quoted(name)}: {len(indices)} values) takes {width}")
+            bags[name] = padded([indices], width or max(1, len(indices)))[0]
         return bags
 
     def embed(self, rows: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from esr_trainer.features import ID, Features
 from esr_trainer.policy import greedy_candidates
 from esr_trainer.quotas import expert_of_position, quotas
 from esr_trainer.towers import EarlyStageRanker
+from esr_trainer.vocabularies import Vocabulary, vocabularies_to_json
 from esr_trainer.whole_directory import next_numbered, sha256, written_whole
 from serving import bundle
 from serving.bundle import Manifest
@@ -89,8 +90,9 @@ def write_bundle(directory: Path, checkpoint: Checkpoint, policy: EarlyStageRank
     np.save(directory / bundle.ITEM_IDS, np.array(items.ids), allow_pickle=False)
     np.save(directory / bundle.CONTEXT_IDS, np.array(contexts.ids), allow_pickle=False)
     np.savez_compressed(directory / bundle.CONTEXT_FEATURES, allow_pickle=False, **contexts.bags)
+    sides = {"context": without_ids(contexts), "item": without_ids(items)}
     (directory / bundle.VOCABULARIES).write_text(
-        json.dumps({"context": values_without_ids(contexts), "item": values_without_ids(items)})
+        json.dumps({side: vocabularies_to_json(vocabularies) for side, vocabularies in sides.items()})
     )
     (directory / "MODEL_CARD.md").write_text(model_card(checkpoint))
     write_manifest(directory, checkpoint, policy, built)
@@ -152,9 +154,9 @@ def write_manifest(directory: Path, checkpoint: Checkpoint, policy: EarlyStageRa
     (directory / bundle.MANIFEST).write_text(manifest.model_dump_json(indent=2))
 
 
-def values_without_ids(features: Features) -> dict[str, tuple[str, ...]]:
+def without_ids(features: Features) -> dict[str, Vocabulary]:
     """The vocabularies of the features; the ids have files of their own."""
-    return {name: values for name, values in features.vocabularies.items() if name != ID}
+    return {name: vocabulary for name, vocabulary in features.vocabularies.items() if name != ID}
 
 
 def model_card(checkpoint: Checkpoint) -> str:

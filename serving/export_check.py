@@ -21,6 +21,8 @@ NUM_CHECKED = 512
 """Contexts whose candidates are compared before a bundle is published, spread evenly."""
 CHECKED_LOGITS = 50_000_000
 """The most logits that the comparison holds, in float64."""
+CHUNK = 4096
+"""Rows that a tower embeds at once in float64: the rows of a long text's n-grams are many numbers."""
 TIE = 1e-5
 """Items whose float64 logits differ by less may swap."""
 
@@ -53,9 +55,9 @@ def float64_logits(policy: EarlyStageRanker, rows: Tensor) -> Tensor:
     """A policy's logits in float64, which torchrec's pooling cannot: (B,) -> (B, M, N)."""
 
     def embed(tower: Tower, rows: Tensor) -> Tensor:
-        bags = (torch.from_numpy(bags)[rows] for bags in tower.features.bags.values())
-        embeddings: Tensor = ExportedTower(tower).double()(*bags)
-        return embeddings
+        exact = ExportedTower(tower).double()
+        bags = [torch.from_numpy(bags) for bags in tower.features.bags.values()]
+        return torch.cat([exact(*(bag[chunk] for bag in bags)) for chunk in torch.split(rows, CHUNK)])
 
     items = embed(policy.item_tower, torch.arange(len(policy.item_tower.features.ids)))
     return torch.einsum("bmd,nmd->bmn", embed(policy.context_tower, rows), items) / policy.temperature

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from esr_trainer.features import Features
+from esr_trainer.hashed_text import HashedText
 from esr_trainer.towers import Tower
 
 
@@ -36,9 +37,17 @@ class ExportedTower(nn.Module):
 
 
 def write_tower(path: Path, tower: ExportedTower, features: Features) -> None:
-    """Write one tower as one ONNX file with a free batch axis."""
-    example = tuple(torch.from_numpy(bags[:2]) for bags in features.bags.values())
+    """Write one tower as one ONNX file with a free batch axis, and a free width of the bags of text."""
     batch = torch.export.Dim("batch", min=1)
+    texts = [isinstance(vocabulary, HashedText) for vocabulary in features.vocabularies.values()]
+    example = tuple(
+        torch.zeros(2, 2 if is_text else bags.shape[1], dtype=torch.int64)
+        for is_text, bags in zip(texts, features.bags.values(), strict=True)
+    )
+    shapes = tuple(
+        {0: batch, 1: torch.export.Dim(f"width_{index}", min=1)} if is_text else {0: batch}
+        for index, is_text in enumerate(texts)
+    )
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecated internals
@@ -51,5 +60,5 @@ def write_tower(path: Path, tower: ExportedTower, features: Features) -> None:
             verbose=False,
             input_names=list(features.bags),
             output_names=["embedding"],
-            dynamic_shapes={"bags": tuple({0: batch} for _ in example)},
+            dynamic_shapes={"bags": shapes},
         )

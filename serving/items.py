@@ -13,9 +13,11 @@ import numpy as np
 import onnxruntime as ort
 
 from esr_trainer.command_line import UsageError, note
-from esr_trainer.features import ID, pad, split_values
+from esr_trainer.features import ID, Cell, split_values, texts_of
+from esr_trainer.hashed_text import HashedText
 from esr_trainer.onnx_session import session
 from esr_trainer.table_files import read_table
+from esr_trainer.vocabularies import Categories, Vocabulary, padded, vocabularies_of_json
 from esr_trainer.whole_directory import next_numbered, sha256
 from serving import bundle
 from serving.bundle import Bundle, Manifest, load_bundle
@@ -120,27 +122,29 @@ def embed_added(source: Path, parent: Bundle, path: Path, staying: set[str]) -> 
     if there := sorted(staying.intersection(ids)):
         raise UsageError(f"add ({path}): {len(there)} ids are already there, such as {there[0][:100]}")
     tower = session(verified_bytes(source, parent.manifest.files, bundle.ITEM_TOWER))
-    vocabularies = json.loads(verified_bytes(source, parent.manifest.files, bundle.VOCABULARIES))["item"]
-    vocabularies[ID] = tower_ids(source, parent)
-    widths = {node.name: node.shape[1] for node in tower.get_inputs()}
+    vocabularies = vocabularies_of_json(
+        json.loads(verified_bytes(source, parent.manifest.files, bundle.VOCABULARIES))["item"]
+    )
+    known_ids = Categories(tower_ids(source, parent))
+    widths = bundle.tower_widths(tower)
     if missing := [name for name in widths if name != ID and name not in table.columns[1:]]:
         raise UsageError(f"add ({path}) has no column {', '.join(missing)}, which the item tower takes")
-    if list(widths) == [ID] and set(ids).difference(vocabularies[ID]):
+    if list(widths) == [ID] and set(ids).difference(known_ids):
         note("the item tower knows items by id alone: the logits of ids that it was not trained with are 0")
-    bags = {}
-    for name, width in widths.items():
-        cells = [[item] for item in ids] if name == ID else map(split_values, table[name].to_list())
-        bags[name] = known_bags(path, name, list(cells), vocabularies[name], width)
+    bags = {ID: padded([known_ids.indices([item]) for item in ids], 1)}
+    for name in vocabularies:
+        bags[name] = known_bags(path, name, table[name].to_list(), vocabularies[name], widths[name])
     return ids, run_tower(tower, bags).transpose(1, 0, 2)
 
 
-def known_bags(path: Path, name: str, cells: list[list[str]], vocabulary: Sequence[str], width: int) -> np.ndarray:
+def known_bags(path: Path, name: str, cells: list[Cell], vocabulary: Vocabulary, width: int | None) -> np.ndarray:
     """One feature's bags, without the values that the tower does not know: (A, P)."""
-    known = set(vocabulary)
-    values = [[value for value in cell if value in known] for cell in cells]
-    if (most := max(map(len, values), default=0)) > width:
+    values_of = texts_of if isinstance(vocabulary, HashedText) else split_values
+    bags = [vocabulary.indices(values_of(cell)) for cell in cells]
+    most = max(map(len, bags), default=0)
+    if width is not None and most > width:
         raise UsageError(f"add ({path}): a row has {most} values of {name}; the item tower takes at most {width}")
-    return pad(values, vocabulary, width)
+    return padded(bags, width or max(1, most))
 
 
 def run_tower(tower: ort.InferenceSession, bags: dict[str, np.ndarray]) -> np.ndarray:

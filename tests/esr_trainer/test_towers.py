@@ -5,6 +5,7 @@ import torch
 
 from esr_trainer.command_line import UsageError
 from esr_trainer.features import id_features, load_features, read_features, save_features
+from esr_trainer.hashed_text import HashedText
 from esr_trainer.towers import EarlyStageRanker
 
 
@@ -30,6 +31,34 @@ def test_a_column_of_many_values_is_left_out_with_a_note(tmp_path: Path, capsys:
     path = write(tmp_path / "users.csv", "user_id,age,kind\n" + "".join(f"{i},{i},{i % 2}\n" for i in range(600)))
     assert list(read_features(ids, path).bags) == ["id", "kind"]
     assert "feature age of users.csv left out: 600 distinct values (at most 500)" in capsys.readouterr().err
+
+
+def test_a_column_of_many_texts_is_text_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ids = tuple(map(str, range(600)))
+    path = write(tmp_path / "items.csv", "item,caption\n" + "".join(f"{i},cap {i}\n" for i in range(600)))
+    features = read_features(ids, path, hashed=HashedText(buckets=50))
+    assert features.vocabularies["caption"] == HashedText(buckets=50)
+    assert features.bags["caption"].max() < 50
+    said = "feature caption of items.csv read as text: 600 distinct values (categories have at most 500)"
+    assert said in capsys.readouterr().err
+    save_features(features, tmp_path, "item")
+    assert load_features(tmp_path, "item").vocabularies == features.vocabularies
+
+
+def test_a_named_column_is_text_however_few_its_values(tmp_path: Path) -> None:
+    path = write(tmp_path / "items.csv", "item,kind,tag\n1,red,blue sky\n2,,\n")
+    features = read_features(("1", "2"), path, text=("tag",))
+    assert features.vocabularies["kind"] == ("red",)
+    assert features.bags["tag"][0].tolist() == HashedText().indices(["blue sky"])
+    assert (features.bags["tag"][1] == -1).all()
+
+
+def test_a_bucket_that_no_row_has_says_nothing(tmp_path: Path) -> None:
+    items = read_features(("1", "2"), write(tmp_path / "items.csv", "item,tag\n1,cat\n2,dog\n"), text=("tag",))
+    policy = EarlyStageRanker(id_features(("x",)), items, 1, 3)
+    policy.initialise(1.0, torch.Generator().manual_seed(0))
+    used = policy.item_tower.weights()["tag"].abs().sum(dim=1).nonzero().flatten()
+    assert used.tolist() == sorted(set(items.bags["tag"].flatten().tolist()))
 
 
 @pytest.mark.parametrize("text", ["user_id,x\n1,a\n1,b\n", "user_id,x\n7,a\n", ""])

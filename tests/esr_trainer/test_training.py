@@ -316,6 +316,8 @@ def environment() -> dict[str, str]:
         (["--data", "missing.npz"], "data (missing.npz) is not a file"),
         (["--config", "missing.yaml"], "config (missing.yaml)"),
         (["--item-features", "missing.csv"], "features (missing.csv) is not a file"),
+        (["--text", "title", "--environment", "synthetic"], "text (title): no table of features has any text in such"),
+        (["--text-buckets", "0"], "text_buckets (0)"),
         (["--data", "pyproject.toml"], "data (pyproject.toml)"),
     ],
 )

@@ -31,6 +31,13 @@ def test_a_column_that_is_not_there_is_refused(tmp_path: Path, column: str) -> N
         read_segments(path, column, ("a",))
 
 
+def test_text_makes_no_segments(tmp_path: Path) -> None:
+    path = tmp_path / "users.csv"
+    path.write_text("id,city,about\n" + "".join(f"{row},Ulm,user {row}\n" for row in range(501)))
+    with pytest.raises(UsageError, match=r"by \(about\) must be a column of the context features: city"):
+        read_segments(path, "about", tuple(map(str, range(501))))
+
+
 def test_each_segment_has_its_own_mean_and_paired_difference(tmp_path: Path) -> None:
     path = tmp_path / "users.csv"
     path.write_text("id,city\na,Ulm\nb,Bonn\nc,Ulm\n")

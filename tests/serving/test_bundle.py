@@ -51,6 +51,12 @@ def test_a_file_that_cannot_be_parsed_is_refused(name: str, copied: Path) -> Non
         Retriever.open(copied)
 
 
+def test_a_bundle_of_the_version_before_text_is_served(copied: Path) -> None:
+    path = copied / "1" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 2}))
+    assert Retriever.open(copied).bundle.manifest.schema_version == 2
+
+
 @pytest.mark.parametrize("name", ["user_tower.onnx", "ranker.onnx"])
 def test_weights_in_other_files_are_refused(name: str, copied: Path) -> None:
     model = onnx.load_from_string((copied / "1" / "user_tower.onnx").read_bytes())

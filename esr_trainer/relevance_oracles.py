@@ -1,0 +1,170 @@
+"""Relevance oracles: who says whether an item is relevant to a context. A reward, or a verdict, can be made of it.
+
+Axes: C contexts, N items, B batch, K items of a context.
+"""
+
+import inspect
+import runpy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Protocol
+
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from esr_trainer.command_line import Options, UsageError
+from esr_trainer.pairs import Descriptions, Pair, ask_once, check_range, checked
+from esr_trainer.world import World
+
+
+class RelevanceOracle(Protocol):
+    """Says how relevant items are to contexts."""
+
+    def relevance(self, contexts: Tensor, items: Tensor) -> Tensor:
+        """From 0, irrelevant, to 1, relevant.
+
+        Args:
+            contexts: rows, (B,).
+            items: rows, (B,) or (B, K).
+
+        Returns:
+            Float32 in the shape of `items`.
+
+        Raises:
+            UsageError: no answer can be had, or it is not one.
+        """
+
+
+class RelevanceOptions(Options):
+    """Who says what is relevant, and what a judge may cost."""
+
+    oracle: str = "labels"
+    """`labels`: the world's expected reward, capped to [0, 1], or 1 where it is above --relevant-above;
+    FILE.py:function: a function of a list of (context, item) pairs, each with its id and texts, that gives a number in
+    [0, 1] for each; or the http(s) URL of a judge, which gets the pairs as JSON."""
+    relevant_above: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """Expected reward above which a label is 1; the others are 0."""
+    judge_cache: Path = Path("judgements.db")
+    """SQLite file of every answer of a judge; what is in it is never asked again."""
+    judge_budget: PositiveInt = 1000
+    """The most calls of a judge, failed ones and repeated ones counted; answers from the cache are free."""
+    judge_batch: PositiveInt = 32
+    """Pairs of one call."""
+    judge_concurrency: PositiveInt = 4
+    """Calls at the same time."""
+    judge_attempts: PositiveInt = 4
+    """Calls for the same pairs before giving up; the waits between them double, at random lengths."""
+    judge_seconds: PositiveFloat = 30.0
+    """The longest that one call may take."""
+    judge_token_file: Path | None = None
+    """File of the token that the judge wants as `Authorization: Bearer`."""
+
+
+class LabelOracle:
+    """A matrix of labels."""
+
+    def __init__(self, labels: Tensor) -> None:
+        """Take labels, (C, N) in [0, 1].
+
+        Raises:
+            UsageError: a label is not a number from 0 to 1.
+        """
+        check_range(labels.double().flatten().numpy(), "labels")
+        self.labels = labels.float()
+
+    def relevance(self, contexts: Tensor, items: Tensor) -> Tensor:
+        """The labels of the pairs."""
+        return self.labels[contexts.view(-1, *[1] * (items.dim() - 1)), items]
+
+
+class PairOracle:
+    """Whoever judges pairs of described rows."""
+
+    def __init__(self, judge: Callable[[Sequence[Pair]], Sequence[float]], descriptions: Descriptions) -> None:
+        self.judge = judge
+        self.descriptions = descriptions
+
+    def relevance(self, contexts: Tensor, items: Tensor) -> Tensor:
+        """What the judge says of the pairs, each asked once."""
+        contexts = contexts.view(-1, *[1] * (items.dim() - 1)).expand_as(items)
+        pairs = [
+            Pair(self.descriptions.contexts[context], self.descriptions.items[item])
+            for context, item in zip(contexts.flatten().tolist(), items.flatten().tolist(), strict=True)
+        ]
+        return torch.tensor(ask_once(self.judge, pairs), dtype=torch.float32).view(items.shape)
+
+
+def labels_of(options: RelevanceOptions, world: World, descriptions: Descriptions) -> RelevanceOracle:
+    """The world's own expected reward as labels."""
+    reward, above = world.expected_reward, options.relevant_above
+    return LabelOracle(reward.clamp(0, 1) if above is None else (reward > above).float())
+
+
+def function_of(options: RelevanceOptions, world: World, descriptions: Descriptions) -> RelevanceOracle:
+    """A function of the user's own file.
+
+    Raises:
+        UsageError: the file cannot be run, or has no such function.
+    """
+    name, _, function_name = options.oracle.rpartition(":")
+    try:
+        found = runpy.run_path(name).get(function_name)
+    except Exception as error:
+        raise UsageError(f"oracle ({options.oracle}) cannot be loaded: {type(error).__name__}: {error}") from error
+    if not inspect.isfunction(found):
+        raise UsageError(f"oracle ({options.oracle}): {name} has no function {function_name}")
+
+    def judge(pairs: Sequence[Pair]) -> list[float]:
+        return checked(found(pairs), len(pairs), options.oracle)
+
+    return PairOracle(judge, descriptions)
+
+
+def judge_of(options: RelevanceOptions, world: World, descriptions: Descriptions) -> RelevanceOracle:
+    """A judge behind a URL, its answers kept."""
+    from esr_trainer.relevance_judge import CachedJudge, HttpJudge
+
+    http = HttpJudge(
+        options.oracle, options.judge_budget, options.judge_attempts, options.judge_seconds, options.judge_token_file
+    )
+    return PairOracle(
+        CachedJudge(http, options.judge_cache, options.judge_batch, options.judge_concurrency), descriptions
+    )
+
+
+ORACLES: Mapping[str, Callable[[RelevanceOptions, World, Descriptions], RelevanceOracle]] = {
+    "labels": labels_of,
+    "function": function_of,
+    "url": judge_of,
+}
+"""Kind -> how to open one."""
+
+
+def kind_of(oracle: str) -> str:
+    """The kind of oracle that a name means.
+
+    Raises:
+        UsageError: none.
+    """
+    if oracle == "labels":
+        return "labels"
+    if oracle.startswith(("http://", "https://")):
+        return "url"
+    if Path(oracle.rpartition(":")[0]).suffix == ".py":
+        return "function"
+    raise UsageError(f"oracle ({oracle}) must be labels, FILE.py:function, or an http or https URL")
+
+
+def open_oracle(options: RelevanceOptions, world: World, descriptions: Descriptions) -> RelevanceOracle:
+    """Open the oracle of the settings.
+
+    Args:
+        options: the settings.
+        world: whose rows are asked for.
+        descriptions: what is told of the rows.
+
+    Raises:
+        UsageError: there is no such oracle, or it cannot be opened.
+    """
+    return ORACLES[kind_of(options.oracle)](options, world, descriptions)
