@@ -98,7 +98,9 @@ def show_held_out(result: Mapping[str, Any], config: TrainConfig) -> None:
     show(table)
     print(f"held-out log loss of an item that earned something: {result['held_out_log_loss']:.3f}")
     print(f"reward per showing, as logged: {result['logged_reward']:.4g}")
-    if "ips_value" in result:
+    if "ips_value" in result and result["ips_value_low"] == result["ips_value_high"]:
+        print("reward per showing of greedy ESR then LSR: unknown, no held-out reward is of an item that it would show")
+    elif "ips_value" in result:
         print(
             f"reward per showing of greedy ESR then LSR, by inverse propensities: {result['ips_value']:.4g} "
             f"(95 % interval {result['ips_value_low']:.4g} to {result['ips_value_high']:.4g})"
@@ -120,7 +122,8 @@ def show_replicas(
     if "optimal_policy_value" in results[0]:
         table.add_row("optimum", "", f"{results[0]['optimal_policy_value']:.4f}")
     show(table)
-    print(f"next: python -m offline_eval compare {' '.join(result['run'] for result in results)}")
+    if config.values_in_a_world:
+        print(f"next: python -m offline_eval compare {' '.join(result['run'] for result in results)}")
     return {
         criterion: mean,
         f"{criterion}_standard_error": error,

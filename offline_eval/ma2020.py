@@ -65,7 +65,7 @@ class Budget(NamedTuple):
 
 BUDGETS: Mapping[str, Budget] = {
     "smoke": Budget(2, 1, 10, (0.03,)),
-    "short": Budget(5, 1, 300, (0.01, 0.03, 0.1)),
+    "short": Budget(3, 1, 150, (0.03, 0.1)),
     "paper": Budget(20, 5, 3000, (0.001, 0.003, 0.01, 0.03, 0.1)),
 }
 

@@ -24,7 +24,7 @@ class Ma2020(Command):
     world: Literal["kuairec-labels"] = "kuairec-labels"
     """Whose full labels."""
     budget: Literal["smoke", "short", "paper"] = "short"
-    """smoke: 2 seeds, 10 steps; short: 5 seeds, 300 steps, 3 learning rates; paper: 20 seeds, 3,000 steps, 5 rates."""
+    """smoke: 2 seeds, 10 steps; short: 3 seeds, 150 steps, 2 learning rates; paper: 20 seeds, 3,000 steps, 5 rates."""
     shared: Path = Path("../shared")
     """Folder with data/kuairec."""
     results: Path = Path("offline_eval/results")
