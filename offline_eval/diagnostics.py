@@ -78,15 +78,6 @@ class Overlap(NamedTuple):
     LSR shows a candidate alike under both."""
 
 
-class Calibration(NamedTuple):
-    """Whether logged inclusion propensities are those of the draws: E[sum over candidates of 1 / pi] = N."""
-
-    num_items: int
-    """N, of the catalogue that was drawn from."""
-    mean_inverse_sum: Estimate
-    """Over rounds, with its t interval."""
-
-
 class Decile(NamedTuple):
     """A tenth of all (round, item) pairs, by falling inclusion probability."""
 
@@ -95,6 +86,17 @@ class Decile(NamedTuple):
     observed: float
     """Share of the pairs whose item was a candidate."""
     num_pairs: int
+
+
+class Calibration(NamedTuple):
+    """Whether logged inclusion propensities are those of the draws: E[sum over candidates of 1 / pi] = N."""
+
+    num_items: int
+    """N, of the catalogue that was drawn from."""
+    mean_inverse_sum: Estimate
+    """Over rounds, with its t interval."""
+    deciles: tuple[Decile, ...]
+    """Of the log's first rounds; none unless the baseline is the policy that logged."""
 
 
 def overlap(weight: Weight, weights: Running) -> Overlap:
