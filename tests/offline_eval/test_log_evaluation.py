@@ -127,6 +127,9 @@ def test_empirical_bernstein_is_told_the_largest_weight(tmp_path: Path) -> None:
     )
     assert width(t.value) < width(clipped.value) < width(ips.value)
     assert width(t.difference) < width(ips.difference)
+    # against itself nothing varies: 2 x 7 b ln 80 / (3 x 499) is left, of two spreads of 20 times a range of 1
+    (alone,) = evaluate(LogQuestion(log, options=options), [policy], policy).judged[0].estimated[:1]
+    assert width(alone.difference) == pytest.approx(2 * 7 * 40 * np.log(80) / (3 * 499), rel=1e-3)
 
 
 def test_pages_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
