@@ -13,7 +13,16 @@ import numpy as np
 
 from esr_trainer.command_line import UsageError
 from esr_trainer.config import SlotWeightsName
-from offline_eval.diagnostics import Calibration, Overlap, Running, gates, inverse_sums, overlap
+from offline_eval.diagnostics import (
+    Calibration,
+    Decile,
+    Overlap,
+    Running,
+    gates,
+    inclusion_deciles,
+    inverse_sums,
+    overlap,
+)
 from offline_eval.intervals import CONFIDENCE, INTERVALS, Estimate
 from offline_eval.log_options import IntervalName, LogOptions
 from offline_eval.logged_reward_model import FittedRewards, fit_rewards
@@ -26,6 +35,9 @@ from offline_eval.weighed_rounds import WeighedRounds, weight_of
 
 LOGGED_POLICY = "logged policy"
 """The baseline's name where none is given: what earned the log's own rewards."""
+
+SAME = 1e-2
+"""Log-probabilities of candidates that one policy gives, as trained and as served, lie closer than this."""
 
 OF_KIND: Mapping[LogKind, tuple[OpeEstimatorName, ...]] = {
     "feedback": ("sn-inclusion", "inclusion", "clipped-inclusion", "sn-candidate-set", "candidate-set"),
@@ -119,11 +131,14 @@ class LogReading:
         self.books = [Book(policy, names) for policy in policies]
         self.baseline = Weigher(baseline) if baseline else None
         self.logged, self.inverse_sums = TermSums(), Running()
+        self.deciles: tuple[Decile, ...] = ()
         self.least, self.most = self.options.reward_range or (0.0, 0.0)
 
     def add(self, page: LoggedRounds) -> None:
         """Weigh a page for every policy, and add it up."""
         baseline = self.weighed(page, self.baseline) if self.baseline else None
+        if self.baseline and baseline and not self.logged.num_rounds and has_logged(baseline):
+            self.deciles = tuple(inclusion_deciles(*self.baseline.inclusion_of_all(page)))
         for book in self.books:
             rounds = self.weighed(page, book.weigher)
             for name in book.sums:
@@ -204,7 +219,8 @@ def evaluate(
         reading.add(page)
     calibration = None
     if reading.inverse_sums.count:
-        calibration = Calibration(len((baseline or policies[0]).item_ids), reading.inverse_sums.interval())
+        num_items = len((baseline or policies[0]).item_ids)
+        calibration = Calibration(num_items, reading.inverse_sums.interval(), reading.deciles)
     return LogEvaluation(
         log=log,
         kind=kind,
@@ -216,6 +232,11 @@ def evaluate(
         calibration=calibration,
         judged=tuple(reading.judged(book, calibration) for book in reading.books),
     )
+
+
+def has_logged(rounds: WeighedRounds) -> bool:
+    """Whether a policy drew the candidates of these rounds: it finds them as probable as the log does."""
+    return rounds.log_set_ratios is not None and bool((np.abs(rounds.log_set_ratios) < SAME).all())
 
 
 def check_needs(name: OpeEstimatorName, rounds: WeighedRounds) -> None:

@@ -9,7 +9,7 @@ from offline_eval.comparison_page import banners, draw_intervals, sentence
 from offline_eval.comparison_tables import gates_grid
 from offline_eval.figures import Chart
 from offline_eval.log_evaluation import JudgedByLog, LogEvaluation
-from offline_eval.log_tables import estimates_grid, how_decided, overlap_grid
+from offline_eval.log_tables import deciles_grids, estimates_grid, how_decided, overlap_grid
 from offline_eval.report import Section
 
 
@@ -39,7 +39,7 @@ def log_sections(found: LogEvaluation, command: str) -> list[Section]:
     return [
         Section("Verdict", words, banners(verdicts), command=command),
         Section("Estimates", tables=[estimates_grid(found)], charts=charts),
-        Section("Overlap and gates", tables=[overlap_grid(found), gates_grid(verdicts)]),
+        Section("Overlap and gates", tables=[overlap_grid(found), *deciles_grids(found), gates_grid(verdicts)]),
     ]
 
 

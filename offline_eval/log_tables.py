@@ -22,7 +22,7 @@ from offline_eval.verdict import EXIT_CODES, best_of
 def show_log(found: LogEvaluation) -> None:
     """Print everything, the verdicts last."""
     gates = gates_grid([(judged.name, judged.verdict) for judged in found.judged])
-    for grid in (estimates_grid(found), overlap_grid(found), gates):
+    for grid in (estimates_grid(found), overlap_grid(found), *deciles_grids(found), gates):
         show(rich_table(grid))
     for judged in found.judged:
         print(f"verdict: {judged.verdict.decision} {judged.name}: {judged.verdict.because}")
@@ -94,6 +94,17 @@ def overlap_grid(found: LogEvaluation) -> Grid:
         sums, num_items = found.calibration.mean_inverse_sum, found.calibration.num_items
         caption = f"mean sum of 1/propensity {sums.mean:.2f} ({between(sums)}), N = {num_items}"
     return Grid("overlap with the log", columns, rows, caption)
+
+
+def deciles_grids(found: LogEvaluation) -> list[Grid]:
+    """Inclusion probabilities against how often it happened, where that was looked at: one grid or none."""
+    deciles = found.calibration.deciles if found.calibration else ()
+    rows = [
+        (str(number), f"{decile.predicted:.4f}", f"{decile.observed:.4f}", f"{decile.num_pairs:,}")
+        for number, decile in enumerate(deciles, start=1)
+    ]
+    columns = ("decile", "mean propensity", "share that were candidates", "(round, item) pairs")
+    return [Grid("calibration of the logged propensities", columns, rows)] if rows else []
 
 
 def errors_grid(errors: Sequence[OpeError]) -> Grid:

@@ -171,6 +171,24 @@ class Weigher:
         self.refuse_beyond(log_set)
         return rounds._replace(log_inclusion_ratios=np.where(rounds.shown, log_inclusion, 0.0), log_set_ratios=log_set)
 
+    def inclusion_of_all(self, page: LoggedRounds) -> tuple[np.ndarray, np.ndarray]:
+        """Inclusion probability of every item in the page's first rounds, and whether it was a candidate: (R', N) each.
+
+        Of the rounds with as many candidates as the first, as many as fit into memory.
+        """
+        assert page.candidates is not None
+        candidates = rows_of(page.candidates, self._item_ids).reshape(len(page.contexts), -1)
+        present = page.candidates.is_not_null().to_numpy().reshape(candidates.shape).sum(axis=1)
+        num_candidates, num_items = int(present[0]), len(self._item_ids)
+        rows = np.flatnonzero(present == num_candidates)[: max(1, CELLS // num_items)]
+        contexts, inclusion = self.context_rows(page.contexts)[rows], np.empty((len(rows), num_items))
+        for block, unique, place in self.blocks(contexts):
+            logits = torch.from_numpy(self.policy.logits(unique))
+            inclusion[block] = log_inclusion_probabilities(logits, num_candidates).exp().numpy()[place]
+        is_candidate = np.zeros(inclusion.shape, dtype=bool)
+        np.put_along_axis(is_candidate, candidates[rows, :num_candidates], True, axis=1)
+        return inclusion, is_candidate
+
     def refuse_beyond(self, log_ratios: np.ndarray) -> None:
         """Weights have the mean 1, so one of W comes with a probability of at most 1 / W (Markov)."""
         if (largest := float(log_ratios.max(initial=-np.inf))) > LARGEST_LOG_RATIO:

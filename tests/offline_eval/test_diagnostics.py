@@ -45,7 +45,7 @@ def test_no_weight_at_all_is_no_support() -> None:
 
 def test_gates_hold_what_the_log_cannot_tell() -> None:
     good = overlap("log_ratios", running(np.random.default_rng(0).exponential(size=1000).tolist()))
-    assert all(gate.passed for gate in gates(good, Calibration(50, Estimate(50.3, 50.1, 50.5))))
+    assert all(gate.passed for gate in gates(good, Calibration(50, Estimate(50.3, 50.1, 50.5), ())))
     broken = {
         "effective sample size": good._replace(effective_sample_size=399.0),
         "largest weight's share": good._replace(largest_share=0.11),
@@ -55,7 +55,7 @@ def test_gates_hold_what_the_log_cannot_tell() -> None:
     for name, found in broken.items():
         (failed,) = (gate for gate in gates(found, None) if not gate.passed)
         assert (failed.name, failed.failing_means) == (name, "hold")
-    (failed,) = (gate for gate in gates(good, Calibration(50, Estimate(60, 58, 62))) if not gate.passed)
+    (failed,) = (gate for gate in gates(good, Calibration(50, Estimate(60, 58, 62), ())) if not gate.passed)
     assert failed.value == pytest.approx(8 / 50)
 
 

@@ -56,6 +56,19 @@ def test_the_baseline_may_be_a_bundle_and_the_difference_is_paired(served_runs: 
         assert estimated.difference == pytest.approx((0, 0, 0), abs=1e-5)
 
 
+def test_the_policy_that_logged_is_calibrated_by_decile_and_another_is_not_looked_at(served_runs: Path) -> None:
+    log = LogQuestion(str(served_runs / "feedback.db"), options=LogOptions(interval="t"))
+    calibration = evaluate_log(log, [served_runs / "better"], served_runs / "logged").calibration
+    assert calibration is not None
+    assert sum(decile.num_pairs for decile in calibration.deciles) == 1000 * 40, "of the first page"
+    for decile in calibration.deciles:
+        error = (decile.predicted * (1 - decile.predicted) / decile.num_pairs) ** 0.5
+        assert abs(decile.observed - decile.predicted) < 4 * error + 0.02 * decile.predicted
+    other = evaluate_log(log, [served_runs / "logged"], served_runs / "better").calibration
+    assert other is not None
+    assert other.deciles == ()
+
+
 def test_thin_overlap_holds(served_runs: Path) -> None:
     question = LogQuestion(str(served_runs / "feedback.db"), options=LogOptions(estimators=("candidate-set",)))
     (judged,) = evaluate_log(question, [served_runs / "better"]).judged
@@ -114,6 +127,9 @@ def test_empirical_bernstein_is_told_the_largest_weight(tmp_path: Path) -> None:
     )
     assert width(t.value) < width(clipped.value) < width(ips.value)
     assert width(t.difference) < width(ips.difference)
+    # against itself nothing varies: 2 x 7 b ln 80 / (3 x 499) is left, of two spreads of 20 times a range of 1
+    (alone,) = evaluate(LogQuestion(log, options=options), [policy], policy).judged[0].estimated[:1]
+    assert width(alone.difference) == pytest.approx(2 * 7 * 40 * np.log(80) / (3 * 499), rel=1e-3)
 
 
 def test_pages_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
