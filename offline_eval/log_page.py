@@ -1,5 +1,7 @@
 """What a log says of checkpoints, as sections of a report."""
 
+import math
+from collections.abc import Sequence
 from functools import partial
 
 from matplotlib import pyplot as plt
@@ -7,6 +9,7 @@ from matplotlib.figure import Figure
 
 from offline_eval.comparison_page import banners, draw_intervals, sentence
 from offline_eval.comparison_tables import gates_grid
+from offline_eval.diagnostics import Decile
 from offline_eval.figures import Chart
 from offline_eval.log_evaluation import JudgedByLog, LogEvaluation
 from offline_eval.log_tables import deciles_grids, estimates_grid, how_decided, overlap_grid
@@ -39,8 +42,38 @@ def log_sections(found: LogEvaluation, command: str) -> list[Section]:
     return [
         Section("Verdict", words, banners(verdicts), command=command),
         Section("Estimates", tables=[estimates_grid(found)], charts=charts),
-        Section("Overlap and gates", tables=[overlap_grid(found), *deciles_grids(found), gates_grid(verdicts)]),
+        Section(
+            "Overlap and gates",
+            charts=calibration_charts(found),
+            tables=[overlap_grid(found), *deciles_grids(found), gates_grid(verdicts)],
+        ),
     ]
+
+
+def calibration_charts(found: LogEvaluation) -> list[Chart]:
+    """Logged propensities against what happened, where the baseline is the policy that logged."""
+    deciles = found.calibration.deciles if found.calibration else ()
+    caption = (
+        "Mean inclusion probability under the baseline against the share of candidates, by decile of all (round, item) "
+        "pairs. On the line the propensities are those of the draws; off it, the baseline did not log these rounds, or "
+        "something drew otherwise."
+    )
+    draw = partial(draw_calibration, deciles)
+    return [Chart("calibration", "Calibration of the propensities", caption, draw)] if deciles else []
+
+
+def draw_calibration(deciles: Sequence[Decile]) -> Figure:
+    """Predicted against observed, both logarithmic; deciles in which nothing happened lie on the floor."""
+    figure, axes = plt.subplots(figsize=(5.5, 4.5), layout="constrained")
+    predicted, observed = [one.predicted for one in deciles], [one.observed for one in deciles]
+    error = [1.96 * math.sqrt(max(one.predicted * (1 - one.predicted), 0) / one.num_pairs) for one in deciles]
+    axes.errorbar(predicted, observed, yerr=error, fmt="o", capsize=3)
+    axes.axline((1, 1), slope=1, color="black", linewidth=0.8, linestyle="--")
+    axes.set_xscale("log")
+    axes.set_yscale("log", nonpositive="clip")
+    axes.set_xlabel("inclusion probability, mean of a decile")
+    axes.set_ylabel("share that were candidates")
+    return figure
 
 
 def draw_estimates(judged: JudgedByLog, logged_value: float) -> Figure:

@@ -116,10 +116,10 @@ def test_the_report_of_a_replay_shows_its_verdict_its_charts_and_what_was_reprod
 
 def test_the_report_of_a_log_shows_its_verdict_and_every_estimator(browser, served_runs, tmp_path):
     page, log = tmp_path / "report.html", served_runs / "feedback.db"
-    command = ["compare", served_runs / "better", "--log", log, "--report", page, "--results", tmp_path]
-    done = run_module("offline_eval", *command)
+    command = ["compare", served_runs / "better", "--baseline", served_runs / "bundles", "--log", log]
+    done = run_module("offline_eval", *command, "--report", page, "--results", tmp_path)
     assert done.returncode == 0, done.stderr
-    assert charts_shown(browser, page) == ["estimates-1"]
+    assert set(charts_shown(browser, page)) == {"estimates-1", "calibration"}
     text = browser.run("return document.body.innerText")
     assert "PROMOTE" in text
     assert "sn-inclusion" in text
