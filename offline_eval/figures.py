@@ -22,6 +22,9 @@ INK = "#010203"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#7f7f7f")
 """Okabe and Ito's, which colour-blind readers tell apart and which show on white and on black, and two more."""
 
+ENLARGED = 1.5
+"""How much larger than drawn a figure may become on a wide page."""
+
 REFERRED_TO = "[mp][0-9a-f]{10}"
 """The ids of matplotlib's markers and clip paths."""
 
@@ -63,10 +66,11 @@ def inline_svg(chart: Chart) -> str:
         plt.close(figure)
     svg = re.sub(rf"{INK}|#000000", "currentColor", written.getvalue())
     svg = re.sub(rf' id="(?!{REFERRED_TO}")[^"]*"', "", svg)
-    view = re.search(r'viewBox="[^"]*"', svg)
+    view = re.search(r'viewBox="0 0 ([0-9.]+) [0-9.]+"', svg)
     assert view, "matplotlib writes a viewBox"
+    label, widest = f'role="img" aria-labelledby="{chart.name}-title"', ENLARGED * float(view[1])
     content = svg[svg.index("<defs>") :]
-    return f'<svg role="img" aria-labelledby="{chart.name}-title" {view[0]}>\n{content}'
+    return f'<svg {label} style="max-width: {widest:.0f}px" {view[0]}>\n{content}'
 
 
 def write_files(chart: Chart, directory: Path) -> list[Path]:

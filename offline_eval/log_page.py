@@ -68,7 +68,8 @@ def draw_calibration(deciles: Sequence[Decile]) -> Figure:
     predicted, observed = [one.predicted for one in deciles], [one.observed for one in deciles]
     error = [1.96 * math.sqrt(max(one.predicted * (1 - one.predicted), 0) / one.num_pairs) for one in deciles]
     axes.errorbar(predicted, observed, yerr=error, fmt="o", capsize=3)
-    axes.axline((1, 1), slope=1, color="black", linewidth=0.8, linestyle="--")
+    ends = min(predicted), max(predicted)
+    axes.plot(ends, ends, color="black", linewidth=0.8, linestyle="--")
     axes.set_xscale("log")
     axes.set_yscale("log", nonpositive="clip")
     axes.set_xlabel("inclusion probability, mean of a decile")

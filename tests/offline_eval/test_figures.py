@@ -20,7 +20,9 @@ def chart(name="learning"):
 
 def test_an_inline_figure_has_the_colours_of_the_page_and_those_of_its_series():
     svg = inline_svg(chart())
-    assert svg.startswith('<svg role="img" aria-labelledby="learning-title" viewBox="0 0 460.8 345.6">')
+    assert svg.startswith(
+        '<svg role="img" aria-labelledby="learning-title" style="max-width: 691px" viewBox="0 0 460.8 345.6">'
+    )
     assert set(re.findall("#[0-9a-f]{6}", svg)) == {COLOURS[0]}
     assert svg.count("currentColor") > 10
     assert INK not in svg
