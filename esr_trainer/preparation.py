@@ -115,15 +115,9 @@ def settle(config: TrainConfig) -> Settled:
     """
     check_device_and_files(config)
     given = read_ranker(config.lsr) if isinstance(config.lsr, Path) else None
-    paths = {
-        name: path.resolve()
-        for name in ("data", "context_features", "item_features", "lsr")
-        if isinstance(path := getattr(config, name), Path)
-    }
-    config = config.model_copy(update=paths)
     if config.from_log is None:
         config, world = in_world(config)
-        return InWorld(config, given, world.to(config.device))
+        return InWorld(with_whole_paths(config), given, world.to(config.device))
     return settle_log(config, config.from_log, given)
 
 
@@ -132,8 +126,18 @@ def settle_log(config: TrainConfig, source: str, given: RankerFile | None) -> Fr
     config, world = in_world(config) if config.values_in_a_world else (config, None)
     log = open_log(source, world)
     check_candidates(config, len(log.item_ids))
-    config = config.model_copy(update={"from_log": log.place})
+    config = with_whole_paths(config).model_copy(update={"from_log": log.place})
     return FromLog(config, given, log, hold_out(log, config.world_seed), world)
+
+
+def with_whole_paths(config: TrainConfig) -> TrainConfig:
+    """The settings, readable from any folder."""
+    paths = {
+        name: path.resolve()
+        for name in ("data", "context_features", "item_features", "lsr")
+        if isinstance(path := getattr(config, name), Path)
+    }
+    return config.model_copy(update=paths)
 
 
 def in_world(config: TrainConfig) -> tuple[TrainConfig, World]:
