@@ -162,7 +162,7 @@ def test_without_a_world_there_is_nothing_to_compare_in(
 
 
 def test_output_for_people(served_log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = run(tmp_path / "run", served_log, "ips", "--steps", "3")
+    out = run(tmp_path / "run", served_log, "ips", "--steps", "100")
     text, err = capsys.readouterr()
     for words in ("recall@5", "popularity", "before training", "by inverse propensities", "95 % interval", "next:"):
         assert words in text
