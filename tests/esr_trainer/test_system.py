@@ -16,6 +16,7 @@ from esr_trainer.interaction import interact
 from esr_trainer.system import read_ranker, system_of
 from esr_trainer.training import start
 from offline_eval.__main__ import OfflineEval
+from offline_eval.verdict import EXIT_CODES
 from tests.conftest import last_json
 from tests.esr_trainer.test_onnx_ranker import TABLE, by_rows, of_nan
 from tests.esr_trainer.test_training import same_checkpoint
@@ -84,7 +85,8 @@ def test_an_onnx_ranker_decides_the_run(
     options[1] = str(moved)
     run(out, *[*options, "--steps", "30"])
     capsys.readouterr()
-    assert compare(out, "--json") == 0, "the checkpoint keeps the ranker"
+    # the checkpoint keeps the ranker, which prefers the same items for everybody: so does the ESR, and is rejected
+    assert compare(out, "--json") == EXIT_CODES["reject"]
     judged = last_json(capsys.readouterr().out)["judged"][1]["policy_value"]["mean"]
     assert judged == pytest.approx(Checkpoint(out).description.metrics["policy_value"])
     moved.write_bytes(by_rows() + b"\x32\x00")  # the same model, of other bytes
