@@ -69,6 +69,13 @@ def grids_of(name: str, results: Path, budget: str) -> Sequence[Grid]:
     return measurement.grids(stored_rows(measurement, results))
 
 
+def is_stored(name: str, results: Path, budget: str) -> bool:
+    """Whether anything of an experiment or a measurement is stored."""
+    if name in MEASUREMENTS:
+        return bool(stored_rows(MEASUREMENTS[name], results))
+    return bool(answer_of(name, results, budget).rows)
+
+
 def answer_of(name: str, results: Path, budget: str) -> Answer:
     """What the stored runs of an experiment say."""
     if name not in EXPERIMENTS:

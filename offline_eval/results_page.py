@@ -1,17 +1,12 @@
 """What was reproduced, as sections of a report: the tables beside the paper's, the curves, the measurements."""
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from offline_eval.cells import known_results
-from offline_eval.experiments import EXPERIMENTS, Answer
 from offline_eval.figures import Chart
-from offline_eval.measurements import MEASUREMENTS, stored_rows
-from offline_eval.pages import SHARED
-from offline_eval.plan import BUDGETS, Plan
+from offline_eval.pages import figures_of, grids_of, is_stored
 from offline_eval.report import Section
 
 TITLES: Mapping[str, str] = {
@@ -50,21 +45,12 @@ def results_sections(results: Path, budget: str) -> list[Section]:
 
 def section_of(name: str, results: Path, budget: str) -> Iterator[Section]:
     """The section of one result, where there is any."""
-    command = f"python -m offline_eval reproduce {name} --budget {budget}"
-    if name in MEASUREMENTS:
-        measurement = MEASUREMENTS[name]
-        if rows := stored_rows(measurement, results):
-            yield section(name, Answer(measurement.grids(rows), {name: partial(measurement.draw, rows)}, []), command)
-        return
-    experiment, plan = EXPERIMENTS[name], Plan(BUDGETS[budget], SHARED, results)
-    known = known_results(results)
-    if found := {cell.key: known[cell.key] for cell in experiment.cells(plan) if cell.key in known}:
-        yield section(name, experiment.answer(plan, found), command)
-
-
-def section(name: str, answer: Answer, command: str) -> Section:
-    """Tables and charts of an answer."""
-    return Section(TITLES[name], tables=answer.grids, charts=charts(name, answer.figures), command=command)
+    if is_stored(name, results, budget):
+        figures = figures_of(name, results, budget)
+        command = f"python -m offline_eval reproduce {name} --budget {budget}"
+        yield Section(
+            TITLES[name], tables=grids_of(name, results, budget), charts=charts(name, figures), command=command
+        )
 
 
 def charts(name: str, figures: Mapping[str, Callable[[], Figure]]) -> list[Chart]:

@@ -106,7 +106,7 @@ def test_the_report_of_a_replay_shows_its_verdict_its_charts_and_what_was_reprod
     done = run_module("offline_eval", *command, "--figures", figures, "--results", RESULTS)
     assert done.returncode == 0, done.stderr
     shown = charts_shown(browser, page)
-    assert {"policy-values", "figure4", "variance", "table5"} <= set(shown)
+    assert {"policy-values", "runtime", "variance", "table5"} <= set(shown)
     assert any(name.startswith("figure3") for name in shown)
     text = browser.run("return document.body.innerText")
     assert "PROMOTE" in text
