@@ -35,9 +35,6 @@ ONLINE: tuple[str, ...] = get_args(OnlineName)
 REWARD_NAMES = ("recall", "novelty")
 """Rewards of `pg-ret` beside those of a file."""
 
-ADAPTING = {"entropy": 0.0, "learning_rate": 0.001}
-"""Settings of `pg-ret` unless they are given."""
-
 V_FAMILY = ("v", "v-swr")
 """Estimators that follow the probability of the drawn candidates; the others follow an item's inclusion probability."""
 
@@ -282,10 +279,8 @@ class TrainConfig(Options):
         """Fill in what a preset or a log decides and nobody gave."""
         if isinstance(given, dict) and given.get("from_log") is not None and given.get("estimator") != "pg-ret":
             given = {"lsr": "learned", "entropy": 0.0, **given}
-        if isinstance(given, dict) and given.get("estimator") == "infonce":
+        if isinstance(given, dict) and given.get("estimator") in ("infonce", "pg-ret"):
             given = {"entropy": 0.0, **given}
-        if isinstance(given, dict) and given.get("estimator") == "pg-ret":
-            given = {**ADAPTING, **given}
         if isinstance(given, dict) and given.get("preset") == "paper":
             estimator, lsr = (given.get(name, cls.model_fields[name].default) for name in ("estimator", "lsr"))
             is_scaled_here = given.get("learning_rate_scale") == "propensity"  # not twice: from a fixed order's
