@@ -46,6 +46,8 @@ class CheckpointDescription(Options):
     """SHA-256 of the world: checkpoints of one world can be compared."""
     log_fingerprint: str | None = None
     """SHA-256 of the log it learned from, if it learned from one."""
+    init_fingerprint: str | None = None
+    """SHA-256 of the runs it began with, if it adapts one."""
     metrics: dict[str, float]
     """Policy value at this step, and the values it is read against."""
     files: dict[str, str]
@@ -61,6 +63,8 @@ class Grounds(NamedTuple):
     """The LSR's own file, if there is one."""
     log_fingerprint: str | None = None
     """SHA-256 of the log that it learns from; None if it interacts with the world."""
+    init_fingerprint: str | None = None
+    """SHA-256 of the runs that it begins with; None if it begins anew."""
 
 
 class Checkpoint:
@@ -111,7 +115,9 @@ class Checkpoint:
     def grounds(self) -> Grounds:
         """What decided the run, beside its settings."""
         description = self.description
-        return Grounds(description.world_fingerprint, self.ranker(), description.log_fingerprint)
+        return Grounds(
+            description.world_fingerprint, self.ranker(), description.log_fingerprint, description.init_fingerprint
+        )
 
     def ranker(self) -> RankerFile | None:
         """The LSR that it was trained with; None for an oracle."""
@@ -151,7 +157,7 @@ def save_checkpoint(
     target = run / "checkpoints" / f"{description['step']:08d}"
     if target.exists():  # the run stopped right after a regular checkpoint
         return target
-    names = [name for name, _ in policy.named_parameters()]
+    names = list(policy.learned())
     moments = {
         f"{names[index]}.{key}": value
         for index, values in optimizer.state_dict()["state"].items()
@@ -191,7 +197,7 @@ def load_optimizer_state(
 ) -> None:
     """Give an optimizer the tensors that `save_checkpoint` stored."""
     by_parameter: dict[int, dict[str, Tensor]] = {}
-    for index, (name, _) in enumerate(policy.named_parameters()):
+    for index, name in enumerate(policy.learned()):
         by_parameter[index] = {
             key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")
         }
@@ -243,6 +249,7 @@ def settings_of(config: TrainConfig, grounds: Grounds) -> dict[str, Any]:
         **settings,
         "world_fingerprint": grounds.world_fingerprint,
         "log_fingerprint": grounds.log_fingerprint,
+        "init_fingerprint": grounds.init_fingerprint,
     }
 
 

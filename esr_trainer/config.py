@@ -6,14 +6,16 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from esr_trainer.command_line import Options
+from esr_trainer.relevance_options import RelevanceOptions
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 OnlineName = Literal["top1", "ca", "ca-swr", "ca-poisson", "ca-heads", "v-swr", "v"]
-OffPolicyName = Literal["ce", "ips", "two-stage-ips", "topk-ips", "ca-swr-ips", "ca-poisson-ips"]
-EstimatorName = Literal[OnlineName, OffPolicyName]
+OffPolicyName = Literal["ce", "ips", "two-stage-ips", "topk-ips", "ca-swr-ips", "ca-poisson-ips", "infonce"]
+AdaptingName = Literal["pg-ret"]
+EstimatorName = Literal[OnlineName, OffPolicyName, AdaptingName]
 EnvironmentName = Literal["kuairec", "synthetic", "interactions"]
 LateStageRankerName = Literal["optimal", "noisy", "uniform", "anti", "learned"]
 SlotWeightsName = Literal["sum", "mean", "dcg"]
@@ -25,7 +27,13 @@ Resume = Literal["auto", "never"] | Path
 
 
 OFF_POLICY: tuple[str, ...] = get_args(OffPolicyName)
-"""Estimators that learn from a log; the others interact with a world."""
+"""Estimators that learn from a log."""
+
+ONLINE: tuple[str, ...] = get_args(OnlineName)
+"""Estimators that interact with a world; `pg-ret` does neither: it asks a relevance oracle."""
+
+REWARD_NAMES = ("recall", "novelty")
+"""Rewards of `pg-ret` beside those of a file."""
 
 V_FAMILY = ("v", "v-swr")
 """Estimators that follow the probability of the drawn candidates; the others follow an item's inclusion probability."""
@@ -80,23 +88,63 @@ def misuse(variance_reduction: str, estimator: str, lsr: str | Path, batch: int)
 
 def misuse_of_log(config: "TrainConfig") -> str | None:
     """Why an estimator, a log and what goes with them do not fit together, in one line, or None."""
-    if config.from_log is None:
-        is_off_policy = config.estimator in OFF_POLICY
-        return f"estimator ({config.estimator}) learns from a log: name it with --from-log" if is_off_policy else None
+    has_log, is_online = config.from_log is not None, config.estimator in ONLINE
     has_ranker = config.values_in_a_world or config.lsr == "learned" or isinstance(config.lsr, Path)
     rules = (
         (
-            config.estimator in OFF_POLICY,
-            f"estimator ({config.estimator}) interacts with a world: --from-log takes {', '.join(OFF_POLICY)}",
+            has_log or config.estimator not in OFF_POLICY or config.estimator == "infonce",
+            f"estimator ({config.estimator}) learns from a log: name it with --from-log",
+        ),
+        (
+            not (has_log and is_online),
+            f"estimator ({config.estimator}) interacts with a world: --from-log takes {', '.join(OFF_POLICY)}, pg-ret",
         ),
         *(
-            (value in ("none", "cpu"), f"{name} ({value}) is for rounds that are played: leave it out with --from-log")
+            (
+                is_online or value in ("none", "cpu"),
+                f"{name} ({value}) is for rounds that are played: leave it out with "
+                + ("--from-log" if has_log else f"--estimator {config.estimator}"),
+            )
             for name in ("variance_reduction", "learning_rate_scale", "device")
             for value in [getattr(config, name)]
         ),
         (
             has_ranker,
             f"lsr ({config.lsr}) goes by a world's rewards: name a world with --data, or take learned or a file",
+        ),
+    )
+    return next((rule for is_kept, rule in rules if not is_kept), None)
+
+
+def misuse_of_pg_ret(config: "TrainConfig") -> str | None:
+    """Why settings of `pg-ret` do not fit together, in one line, or None."""
+    if config.estimator != "pg-ret":
+        given = next((name for name in ("init", "production") if getattr(config, name)), None)
+        return f"{given} ({getattr(config, given)}) is for --estimator pg-ret" if given else None
+    told, oracle = config.share_current + config.share_explored, config.relevance.oracle
+    is_file = Path(config.reward.rpartition(":")[0]).suffix == ".py"
+    rules = (
+        (config.init is not None, "estimator (pg-ret) needs --init, the run whose context tower it adapts"),
+        (
+            config.reward in REWARD_NAMES or is_file,
+            f"reward ({config.reward}) must be recall, novelty or FILE.py:function",
+        ),
+        (
+            config.entropy == 0,
+            f"entropy ({config.entropy:g}) is for policies over the catalogue: leave it out with pg-ret",
+        ),
+        (
+            told <= 1 + 1e-9,
+            f"share_current ({config.share_current:g}) and share_explored ({config.share_explored:g}) exceed 1",
+        ),
+        (
+            told >= 1 - 1e-9 or config.from_log is not None,
+            f"share_current ({config.share_current:g}) and share_explored ({config.share_explored:g}) leave pairs to "
+            "feedback: name it with --from-log",
+        ),
+        (
+            config.relevance.relevant_above is None or oracle == "labels",
+            f"relevance.relevant_above ({config.relevance.relevant_above}) is for labels, not for {oracle}",
         ),
     )
     return next((rule for is_kept, rule in rules if not is_kept), None)
@@ -109,7 +157,8 @@ class TrainConfig(Options):
     """Log-probability that the reward's gradient follows: the shown item's chance to be a candidate (`top1`, `ca-swr`:
     as if drawn with replacement; `ca`: others greedy; `ca-poisson`: in closed form; `ca-heads`: in closed form, draw by
     draw, where each expert owns at most 4 positions), or the drawn candidates' (`v-swr`: as if with replacement; `v`:
-    exact)."""
+    exact). From positives alone, of a log or of the world: `infonce`. From a run that is there, for a goal of its own,
+    without a new index: `pg-ret`. The rest learn from logs: see --from-log."""
     preset: PresetName = "default"
     """`default` learns fastest; `paper` is arXiv:2605.26385's: tables from N(0, 1), Adagrad, its learning rates, M = 1,
     K = 10. An option that is given wins over either."""
@@ -171,6 +220,30 @@ class TrainConfig(Options):
     """Weight of a set's other items in `two-stage-ips`."""
     lsr_temperature: Positive = 1.0
     """In `two-stage-ips` the ranker shows an item of a set by softmax(scores / this)."""
+    random_negatives: NonNegativeInt = 128
+    """Random items that `infonce` compares with, beside the batch's."""
+    relevance: RelevanceOptions = RelevanceOptions()
+    """Who says what is relevant, for `pg-ret`; of a world's labels, also which pairs are `infonce`'s positives."""
+    init: Path | None = None
+    """Run whose context tower `pg-ret` adapts; the item embeddings stay, so that its index stays valid. The new run is
+    of the same tables, and of the same world unless --data or --environment names another of the same ids."""
+    production: Path | None = None
+    """Run whose top items count as irrelevant under --reward novelty; default the --init run."""
+    reward: str = "recall"
+    """What `pg-ret` earns for saying yes to an item, and loses for saying no: `recall`: 1 for a relevant one that is
+    missing from the current top, -1 for an irrelevant one in it; `novelty`: the same, where what --production has in
+    its top counts as irrelevant; or FILE.py:function, a function of relevance, whether an item is in the current top,
+    and whether it is in production's: three tensors (B, J), that gives such a tensor of numbers from -1 to 1."""
+    reward_top: PositiveInt = 2
+    """How many items the top has that --reward speaks of."""
+    pairs: PositiveInt = 16
+    """Items per context and step that `pg-ret` decides on."""
+    share_current: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of them that is drawn from the current top."""
+    share_explored: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share that is drawn by --explorer; the rest is drawn from the context's showings in --from-log."""
+    explorer: Literal["init", "uniform"] = "init"
+    """`init`: any of the --init run's own top --candidates; `uniform`: any item."""
     embedding_dim: PositiveInt = 10
     """Dimension of an expert's embeddings."""
     init_std: Positive = 0.1
@@ -204,8 +277,10 @@ class TrainConfig(Options):
     @classmethod
     def _preset(cls, given: Any) -> Any:
         """Fill in what a preset or a log decides and nobody gave."""
-        if isinstance(given, dict) and given.get("from_log") is not None:
+        if isinstance(given, dict) and given.get("from_log") is not None and given.get("estimator") != "pg-ret":
             given = {"lsr": "learned", "entropy": 0.0, **given}
+        if isinstance(given, dict) and given.get("estimator") in ("infonce", "pg-ret"):
+            given = {"entropy": 0.0, **given}
         if isinstance(given, dict) and given.get("preset") == "paper":
             estimator, lsr = (given.get(name, cls.model_fields[name].default) for name in ("estimator", "lsr"))
             is_scaled_here = given.get("learning_rate_scale") == "propensity"  # not twice: from a fixed order's
@@ -217,7 +292,7 @@ class TrainConfig(Options):
     def _options_fit(self) -> "TrainConfig":
         if self.slate > self.candidates:
             raise ValueError(f"slate ({self.slate}) exceeds candidates ({self.candidates})")
-        if wrong := misuse_of_log(self):
+        if wrong := misuse_of_log(self) or misuse_of_pg_ret(self):
             raise ValueError(wrong)
         if wrong := misuse(self.variance_reduction, self.estimator, self.lsr, self.batch):
             raise ValueError(f"variance_reduction {wrong}")
@@ -230,5 +305,6 @@ class TrainConfig(Options):
 
     @property
     def values_in_a_world(self) -> bool:
-        """Whether there is a world: always for rounds that are played, where it is named for a log."""
-        return self.from_log is None or self.data is not None or self.environment is not None
+        """Whether there is a world: where it is named, and else always but for what learns from a log."""
+        is_named = self.data is not None or self.environment is not None
+        return self.from_log is None or is_named or self.estimator == "pg-ret"

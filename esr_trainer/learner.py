@@ -113,6 +113,7 @@ class Learner(ABC):
                 "world": self.learned_from,
                 "world_fingerprint": grounds.world_fingerprint,
                 "log_fingerprint": grounds.log_fingerprint,
+                "init_fingerprint": grounds.init_fingerprint,
                 "metrics": self.metrics,
             },
             self.policy,

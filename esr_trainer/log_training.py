@@ -23,6 +23,7 @@ from esr_trainer.logged_losses import (
     LOGGED_LOSSES,
     CurrentPolicy,
     LoggedBatch,
+    Negatives,
     SecondStage,
     log_draw_probability,
 )
@@ -35,6 +36,9 @@ from esr_trainer.system import system_of
 from esr_trainer.towers import EarlyStageRanker, logits_side_by_side
 from esr_trainer.training import greedy_values, read_catalogue, references
 from esr_trainer.world import World, check_size
+
+WITHOUT_PROPENSITIES = ("ce", "infonce")
+"""Losses that know nothing of what the logging system preferred."""
 
 NORMAL_95 = 1.96
 """Standard errors on either side of a mean that hold 95 % of a normal distribution."""
@@ -51,6 +55,8 @@ class Ground(NamedTuple):
     """Where the policy value is known."""
     scores: Tensor | None
     """The LSR's score of every item in every context, (C, N); for `two-stage-ips` alone."""
+    log_shares: Tensor | None = None
+    """log of each item's share of what is learned from, (N,); for `infonce` alone."""
 
 
 class HeldOut(NamedTuple):
@@ -85,7 +91,7 @@ class LogTrainer(Learner):
 
     def loss(self, batch: LoggedBatch, logits: Tensor) -> Tensor:
         """The mean of LOGGED_LOSSES, less the entropy bonus: (B, M, N) -> ()."""
-        config, stage = self.config, None
+        config, stage, negatives = self.config, None, None
         if self.ground.scores is not None:
             stage = SecondStage(
                 scores=self.ground.scores[batch.contexts] / config.lsr_temperature,
@@ -95,7 +101,11 @@ class LogTrainer(Learner):
                 temperature=config.set_temperature,
                 generator=self.generator,
             )
-        loss = LOGGED_LOSSES[config.estimator](CurrentPolicy(logits, config.candidates, stage), batch).mean()
+        if self.ground.log_shares is not None:
+            drawn = torch.randint(logits.shape[2], (config.random_negatives,), generator=self.generator)
+            negatives = Negatives(drawn, self.ground.log_shares)
+        policy = CurrentPolicy(logits, config.candidates, stage, negatives)
+        loss = LOGGED_LOSSES[config.estimator](policy, batch).mean()
         if config.entropy:
             loss = loss - config.entropy * batch.rewards.abs().mean() * entropy(logits).mean()
         return loss
@@ -185,14 +195,22 @@ def stand_on(config: TrainConfig, log: Log, parts: Parts, world: World | None, r
     Raises:
         UsageError: the estimator needs propensities that the log has not, or the LSR's file does not fit.
     """
-    if not log.has_propensities and config.estimator != "ce":
-        raise UsageError(f"estimator ({config.estimator}) needs propensities, which the log has not: only ce does not")
+    if not log.has_propensities and config.estimator not in WITHOUT_PROPENSITIES:
+        raise UsageError(
+            f"estimator ({config.estimator}) needs propensities, which the log has not: only "
+            f"{' and '.join(WITHOUT_PROPENSITIES)} do not"
+        )
     if ranker is None and config.lsr == "learned":
         content = fit_to_feedback(as_interactions(parts.learned), log, config.world_seed)
         ranker = RankerFile("ranker.safetensors", content)
     system = system_of(config, log if world is None else world, ranker)
     scores = all_scores(log, system) if config.estimator == "two-stage-ips" else None
-    return Ground(log, parts, system, world, scores)
+    log_shares = None
+    if config.estimator == "infonce":
+        log_shares = parts.learned.items.bincount(minlength=len(log.item_ids)).float().log() - math.log(
+            len(parts.learned.items)
+        )
+    return Ground(log, parts, system, world, scores, log_shares)
 
 
 def as_interactions(showings: LoggedBatch) -> Interactions:

@@ -20,8 +20,9 @@ from esr_trainer.command_line import UsageError, note
 from esr_trainer.feedback_log import Feedback
 from esr_trainer.logged_interactions import COLUMNS, PROPENSITY, check_log
 from esr_trainer.logged_losses import LoggedBatch
+from esr_trainer.relevance_oracles import world_labels
 from esr_trainer.table_files import read_table
-from esr_trainer.world import Catalogue
+from esr_trainer.world import Catalogue, World
 
 INCLUSION = "inclusion"
 """The column of the chance to be a candidate, as the feedback log tells it."""
@@ -109,6 +110,33 @@ def open_log(source: str, catalogue: Catalogue | None = None) -> Log:
         showings=batch,
         has_propensities=PROPENSITY in showings.columns,
         fingerprint=fingerprint(contexts, items, batch),
+    )
+
+
+def positives_of(world: World, above: float | None) -> Log:
+    """What is relevant in a world, as showings that its labels reward; see `world_labels`.
+
+    Args:
+        world: where everything is known.
+        above: the least label, or None for labels in [0, 1].
+
+    Raises:
+        UsageError: nothing is relevant.
+    """
+    labels = world_labels(world, above)
+    contexts, items = labels.nonzero(as_tuple=True)
+    if not len(contexts):
+        raise UsageError(f"relevance.relevant_above ({above}): no expected reward of the world is above it")
+    even = torch.ones(len(contexts))
+    batch = LoggedBatch(contexts, items, labels[contexts, items], even, even)
+    return Log(
+        description=f"{len(contexts):,} relevant pairs of {world.description}",
+        place="",
+        context_ids=world.context_ids,
+        item_ids=world.item_ids,
+        showings=batch,
+        has_propensities=False,
+        fingerprint=hashlib.sha256(f"{world.fingerprint}, relevant above {above}".encode()).hexdigest(),
     )
 
 

@@ -8,6 +8,7 @@ mean, so that no loss follows the log's own choices (Ma et al., WWW 2020, doi:10
 Axes: B batch, M experts, N items, K candidates, T sets, D draws of a set.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from esr_trainer.estimators import ca_poisson, ca_swr
-from esr_trainer.normalisers import log_softmax_of
+from esr_trainer.normalisers import gather_items, log_softmax_of
 from esr_trainer.quotas import quotas
 from esr_trainer.set_draws import draw_sets
 
@@ -59,6 +60,15 @@ class SecondStage(NamedTuple):
     """The source of the sets."""
 
 
+class Negatives(NamedTuple):
+    """What `infonce` compares a shown item with, beside the items of the batch."""
+
+    items: Tensor
+    """Random items of the catalogue, uniform with replacement, (J,)."""
+    log_shares: Tensor
+    """log of each item's share of the showings that batches are drawn from, (N,); -inf where it was never shown."""
+
+
 class CurrentPolicy(NamedTuple):
     """The policy that learns, in the contexts of a batch."""
 
@@ -68,6 +78,8 @@ class CurrentPolicy(NamedTuple):
     """K."""
     second_stage: SecondStage | None = None
     """For `two-stage-ips`."""
+    negatives: Negatives | None = None
+    """For `infonce`."""
 
     def positions(self) -> Tensor:
         """As many positions as candidates, (B, K): all that ESTIMATORS ask of candidates here."""
@@ -191,6 +203,43 @@ def ca_poisson_ips(policy: CurrentPolicy, batch: LoggedBatch) -> Tensor:
     return -batch.rewards * importance_weights(log_inclusion, batch.inclusions) * log_inclusion
 
 
+def infonce(policy: CurrentPolicy, batch: LoggedBatch) -> Tensor:
+    """InfoNCE with in-batch and random negatives and logQ correction: cross-entropy against a pool of items.
+
+    -r log sum_m (K_m / K) exp g_m(a) / sum over a' in the pool of exp g_m(a'), with g_m(a) = f_m(x, a) - log Q(a) (Yi
+    et al., RecSys 2019, doi:10.1145/3298689.3346996, §3). The pool is the batch's B items, the shown one among them,
+    and J random ones (mixed negative sampling: Yang et al., WWW 2020); Q(a) = B share(a) + J / N is how often a is
+    expected in it.
+    Without the correction popular items are pushed down for being in many batches. With it the pool's sum is an
+    unbiased estimate of the whole catalogue's, so that the loss nears full cross-entropy, `ce`, as the pool grows.
+
+    Args:
+        policy: with its negatives.
+        batch: propensities are not used.
+
+    Returns:
+        (B,).
+
+    Raises:
+        ValueError: the policy has no negatives.
+    """
+    if policy.negatives is None:
+        raise ValueError("infonce needs negatives: random items, and how often each item is shown")
+    items, log_shares = policy.negatives
+    num_batch, num_items = len(batch.items), policy.logits.shape[2]
+    pool = torch.cat([batch.items, items])  # (B + J,)
+    log_counts = torch.logaddexp(
+        log_shares + math.log(num_batch), log_shares.new_tensor(len(items) / num_items).log()
+    )  # log Q, (N,)
+    owned = [quota for quota in quotas(policy.num_candidates, policy.logits.shape[1]) if quota]
+    corrected = policy.logits[:, : len(owned)] - log_counts  # (B, M, N)
+    shown = gather_items(corrected, batch.items[:, None])[..., 0]
+    of_experts = shown - corrected[:, :, pool].logsumexp(dim=2)  # (B, M)
+    share = of_experts.new_tensor(owned).log() - math.log(policy.num_candidates)
+    log_prob = (of_experts + share).logsumexp(dim=1).clamp(max=0)
+    return -batch.rewards * log_prob
+
+
 LOGGED_LOSSES: Mapping[str, LoggedLoss] = {
     "ce": ce,
     "ips": ips,
@@ -198,6 +247,7 @@ LOGGED_LOSSES: Mapping[str, LoggedLoss] = {
     "topk-ips": topk_ips,
     "ca-swr-ips": ca_swr_ips,
     "ca-poisson-ips": ca_poisson_ips,
+    "infonce": infonce,
 }
 
 
@@ -264,4 +314,4 @@ def credits(sets: Tensor, items: Tensor, scores: Tensor, alpha: float) -> Tensor
     return credit.scatter_(1, items[:, None], let_through.mean(dim=1, keepdim=True))
 
 
-__all__ = ["LOGGED_LOSSES", "WEIGHTS", "CurrentPolicy", "LoggedBatch", "LoggedLoss", "SecondStage"]
+__all__ = ["LOGGED_LOSSES", "WEIGHTS", "CurrentPolicy", "LoggedBatch", "LoggedLoss", "Negatives", "SecondStage"]

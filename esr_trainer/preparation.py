@@ -12,8 +12,21 @@ from esr_trainer.config import Resume, TrainConfig
 from esr_trainer.environments import open_world
 from esr_trainer.learner import Learner
 from esr_trainer.log_training import Ground, resume_from_log, stand_on, start_from_log
-from esr_trainer.logged_batches import Log, Parts, hold_out, open_log
+from esr_trainer.logged_batches import Log, Parts, hold_out, open_log, positives_of
+from esr_trainer.pairs import Descriptions, describe
+from esr_trainer.pg_ret import (
+    AdaptingGround,
+    by_context,
+    check_same_ids,
+    fingerprint_of,
+    inherited,
+    resume_adapting,
+    start_adapting,
+    top_of,
+)
+from esr_trainer.pg_ret_rewards import open_reward
 from esr_trainer.ranker_files import RankerFile
+from esr_trainer.relevance_oracles import open_oracle
 from esr_trainer.system import ranker_of, read_ranker, system_of
 from esr_trainer.training import resume, start
 from esr_trainer.world import World
@@ -89,6 +102,51 @@ class FromLog(Settled):
         return stand_on(self.config, self.log, self.parts, self.world, ranker)
 
 
+@dataclass(frozen=True)
+class Adapting(Settled):
+    """A run that adapts another."""
+
+    world: World
+    init: Checkpoint
+    production: Checkpoint
+    log: Log | None
+
+    @property
+    def grounds(self) -> Grounds:
+        """The world, the LSR, the feedback and the runs that it begins with."""
+        log = self.log.fingerprint if self.log else None
+        return Grounds(self.world.fingerprint, self.given, log, fingerprint_of(self.init, self.production))
+
+    def begin(self) -> Learner:
+        """With the LSR's own file, or with the one that the settings ask for."""
+        return start_adapting(self.config, self.ground(self.given or ranker_of(self.config, self.world)), self.init)
+
+    def go_on(self, checkpoint: Checkpoint) -> Learner:
+        """With the LSR that it had."""
+        return resume_adapting(self.config, self.ground(checkpoint.ranker()), checkpoint)
+
+    def ground(self, ranker: RankerFile | None) -> AdaptingGround:
+        """What the run stands on."""
+        config, world = self.config, self.world
+        init = check_same_ids("init", self.init, world)
+        production = check_same_ids("production", self.production, world)
+        told = [
+            describe(ids, path)
+            for ids, path in ((world.context_ids, config.context_features), (world.item_ids, config.item_features))
+        ]
+        return AdaptingGround(
+            world=world,
+            system=system_of(config, world, ranker),
+            oracle=open_oracle(config.relevance, world, Descriptions(*told)),
+            reward=open_reward(config.reward),
+            explored=top_of(init, world, config.candidates) if config.explorer == "init" else None,
+            produced=top_of(production, world, config.reward_top),
+            feedback=by_context(self.log) if self.log else None,
+            fingerprint=self.grounds.init_fingerprint or "",
+            log_fingerprint=self.grounds.log_fingerprint,
+        )
+
+
 def prepare(config: TrainConfig, out: Path | None, resume_from: Resume = "auto") -> tuple[Learner, Path]:
     """Check the settings against the data, then start a run or take one up again.
 
@@ -115,9 +173,25 @@ def settle(config: TrainConfig) -> Settled:
     """
     check_device_and_files(config)
     given = read_ranker(config.lsr) if isinstance(config.lsr, Path) else None
+<<<<<<< HEAD
     if config.from_log is None:
         config, world = in_world(config)
         return InWorld(with_whole_paths(config), given, world.to(config.device))
+=======
+    paths = {
+        name: path.resolve()
+        for name in ("data", "context_features", "item_features", "lsr", "init", "production")
+        if isinstance(path := getattr(config, name), Path)
+    }
+    config = config.model_copy(update=paths)
+    if config.estimator == "pg-ret":
+        return settle_adapting(config, Path(str(config.init)), given)
+    if config.from_log is None:
+        config, world = in_world(config)
+        if config.estimator == "infonce":
+            return settle_positives(config, world, given)
+        return InWorld(config, given, world.to(config.device))
+>>>>>>> pgret
     return settle_log(config, config.from_log, given)
 
 
@@ -130,6 +204,7 @@ def settle_log(config: TrainConfig, source: str, given: RankerFile | None) -> Fr
     return FromLog(config, given, log, hold_out(log, config.world_seed), world)
 
 
+<<<<<<< HEAD
 def with_whole_paths(config: TrainConfig) -> TrainConfig:
     """The settings, readable from any folder."""
     paths = {
@@ -138,6 +213,30 @@ def with_whole_paths(config: TrainConfig) -> TrainConfig:
         if isinstance(path := getattr(config, name), Path)
     }
     return config.model_copy(update=paths)
+=======
+def settle_positives(config: TrainConfig, world: World, given: RankerFile | None) -> FromLog:
+    """Take what is relevant in the world as the log.
+
+    Raises:
+        UsageError: nothing is, or only a judge could tell.
+    """
+    oracle = config.relevance.oracle
+    if oracle != "labels":
+        raise UsageError(f"relevance.oracle ({oracle}): infonce without --from-log learns from the world's labels")
+    log = positives_of(world, config.relevance.relevant_above)
+    return FromLog(config, given, log, hold_out(log, config.world_seed), world)
+
+
+def settle_adapting(config: TrainConfig, place: Path, given: RankerFile | None) -> Adapting:
+    """Read the run that is adapted, the world, and the feedback if there is any."""
+    init = Checkpoint(place)
+    config, world = in_world(inherited(config, init))
+    if config.reward_top > world.num_items:
+        raise UsageError(f"reward_top ({config.reward_top}) exceeds the data's {world.num_items} items")
+    log = open_log(config.from_log, world) if config.from_log else None
+    config = config.model_copy(update={"from_log": log.place if log else None})
+    return Adapting(config, given, world, init, Checkpoint(config.production) if config.production else init, log)
+>>>>>>> pgret
 
 
 def in_world(config: TrainConfig) -> tuple[TrainConfig, World]:

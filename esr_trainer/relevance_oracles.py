@@ -7,14 +7,14 @@ import inspect
 import runpy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Protocol
 
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from esr_trainer.command_line import Options, UsageError
+from esr_trainer.command_line import UsageError
 from esr_trainer.pairs import Descriptions, Pair, ask_once, check_range, checked
+from esr_trainer.relevance_options import RelevanceOptions
 from esr_trainer.world import World
 
 
@@ -34,31 +34,6 @@ class RelevanceOracle(Protocol):
         Raises:
             UsageError: no answer can be had, or it is not one.
         """
-
-
-class RelevanceOptions(Options):
-    """Who says what is relevant, and what a judge may cost."""
-
-    oracle: str = "labels"
-    """`labels`: the world's expected reward, capped to [0, 1], or 1 where it is above --relevant-above;
-    FILE.py:function: a function of a list of (context, item) pairs, each with its id and texts, that gives a number in
-    [0, 1] for each; or the http(s) URL of a judge, which gets the pairs as JSON."""
-    relevant_above: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """Expected reward above which a label is 1; the others are 0."""
-    judge_cache: Path = Path("judgements.db")
-    """SQLite file of every answer of a judge; what is in it is never asked again."""
-    judge_budget: PositiveInt = 1000
-    """The most calls of a judge, failed ones and repeated ones counted; answers from the cache are free."""
-    judge_batch: PositiveInt = 32
-    """Pairs of one call."""
-    judge_concurrency: PositiveInt = 4
-    """Calls at the same time."""
-    judge_attempts: PositiveInt = 4
-    """Calls for the same pairs before giving up; the waits between them double, at random lengths."""
-    judge_seconds: PositiveFloat = 30.0
-    """The longest that one call may take."""
-    judge_token_file: Path | None = None
-    """File of the token that the judge wants as `Authorization: Bearer`."""
 
 
 class LabelOracle:
@@ -97,8 +72,13 @@ class PairOracle:
 
 def labels_of(options: RelevanceOptions, world: World, descriptions: Descriptions) -> RelevanceOracle:
     """The world's own expected reward as labels."""
-    reward, above = world.expected_reward, options.relevant_above
-    return LabelOracle(reward.clamp(0, 1) if above is None else (reward > above).float())
+    return LabelOracle(world_labels(world, options.relevant_above))
+
+
+def world_labels(world: World, above: float | None) -> Tensor:
+    """The expected reward, capped to [0, 1], or 1 where it is above a bound, (C, N)."""
+    reward = world.expected_reward
+    return reward.clamp(0, 1) if above is None else (reward > above).float()
 
 
 def function_of(options: RelevanceOptions, world: World, descriptions: Descriptions) -> RelevanceOracle:

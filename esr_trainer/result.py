@@ -81,7 +81,7 @@ def show_run(result: Mapping[str, Any], config: TrainConfig) -> None:
         table.add_row("this ESR after training", f"{result['policy_value']:.3f}", style="bold")
         table.add_row("optimum: the best items for each context", f"{result['optimal_policy_value']:.3f}")
         show(table)
-    if config.from_log is not None:
+    if "held_out_recall" in result:
         show_held_out(result, config)
     print(f"checkpoint: {result['checkpoint']}")
     print(f"next: python -m serving export {result['run']} --out bundles")

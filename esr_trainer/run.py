@@ -56,10 +56,10 @@ def joint_optimizer(trainers: Sequence[Learner]) -> torch.optim.Optimizer:
     first, *others = trainers
     if not others:
         return first.optimizer
-    tables = [table for trainer in trainers for table in trainer.policy.parameters()]
+    tables = [table for trainer in trainers for table in trainer.policy.learned().values()]
     joint = OPTIMIZERS[first.config.optimizer](tables, lr=first.optimizer.param_groups[0]["lr"])
     for trainer in trainers:
-        for table in trainer.policy.parameters():
+        for table in trainer.policy.learned().values():
             joint.state[table] = trainer.optimizer.state[table]  # an empty one is filled in place by the first step
     return joint
 

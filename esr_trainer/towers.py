@@ -97,6 +97,10 @@ class EarlyStageRanker(nn.Module):
             for tower in (self.context_tower, self.item_tower):
                 tower.clear_unused_buckets()
 
+    def learned(self) -> dict[str, nn.Parameter]:
+        """The tables that learn, by name: all, unless a tower was fixed."""
+        return {name: table for name, table in self.named_parameters() if table.requires_grad}
+
     def forward(self, contexts: Tensor) -> Tensor:
         """Logits of the whole catalogue: rows (B,) -> (B, M, N)."""
         return logits_side_by_side([self], [contexts])

@@ -10,6 +10,7 @@ from offline_eval.compare_command import Compare
 from offline_eval.ma2020_command import Ma2020
 from offline_eval.measure_commands import Inclusion, Runtime
 from offline_eval.ope_error_command import OpeErrors
+from offline_eval.pg_ret_command import PgRet
 from offline_eval.report_command import Report
 from offline_eval.reproduce_command import Reproduce
 from offline_eval.tables_command import Tables
@@ -29,6 +30,9 @@ class OfflineEval(Options):
 
     ma2020: CliSubCommand[Ma2020]
     """Learning from bandit feedback in the procedure of Ma et al. (WWW 2020), by each loss."""
+
+    pg_ret: CliSubCommand[PgRet]
+    """A supervised retriever adapted to recall and to novelty, judged by another oracle than the reward's."""
 
     tables: CliSubCommand[Tables]
     """The tables of README.md and docs/results.md, written from the stored results."""

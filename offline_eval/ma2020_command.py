@@ -53,15 +53,11 @@ class Ma2020(Command):
 
     def write(self, path: Path, judged: "Sequence[Judged]", facts: Mapping[str, Any]) -> None:
         """Keep every run, whole or not at all."""
-        from offline_eval.provenance import provenance
+        from offline_eval.provenance import provenance, write_json
 
         command = f"python -m offline_eval ma2020 --world {self.world} --budget {self.budget}"
         runs = [one.model_dump() for one in judged]
-        content = {**provenance(command), "world": self.world, "procedure": facts, "runs": runs}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=1))
-        os.replace(temporary, path)
+        write_json(path, {**provenance(command), "world": self.world, "procedure": facts, "runs": runs})
 
     def summary(self, judged: "Sequence[Judged]", budget: "Budget") -> Mapping[str, Any]:
         """Means over the seeds and their standard errors, printed and given."""

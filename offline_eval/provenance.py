@@ -1,8 +1,12 @@
 """Where a result comes from: command, commit, machine, versions."""
 
+import json
+import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def provenance(command: str) -> dict[str, str]:
@@ -10,6 +14,14 @@ def provenance(command: str) -> dict[str, str]:
     import torch
 
     return {"command": command, "commit": commit(), "machine": machine(), "torch": torch.__version__}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a result file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1))
+    os.replace(temporary, path)
 
 
 def commit() -> str:

@@ -112,7 +112,7 @@ def showings(log: Path) -> list[dict[str, str]]:
     return [{"context_id": one.shown.context_id, "item_id": one.slate[0]} for one in read(str(log))]
 
 
-@pytest.mark.parametrize("estimator", ["two-stage-ips", "ca-poisson-ips"])
+@pytest.mark.parametrize("estimator", ["two-stage-ips", "ca-poisson-ips", "infonce"])
 def test_a_resumed_run_is_the_run_that_never_stopped(estimator: str, served_log: Path, tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", served_log, estimator, "--steps", "30", "--checkpoint-every", "10")
     halves = run(tmp_path / "halves", served_log, estimator, "--steps", "20", "--checkpoint-every", "10")
@@ -221,3 +221,24 @@ def test_what_does_not_fit_together_is_one_line(
 def test_too_many_candidates_for_the_log_are_refused(served_log: Path, refused: Callable[[int], str]) -> None:
     line = refused(command_line(["--from-log", str(served_log), "--estimator", "ce", "--candidates", "61"]))
     assert "candidates (61) exceeds the data's 60 items" in line
+
+
+def test_infonce_learns_from_a_world_s_positives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [*WORLD, *SMALL, "--estimator", "infonce", "--relevance.relevant-above", "5", "--steps", "150", "--json"]
+    assert command_line([*options, "--out", str(tmp_path / "run")]) == 0
+    out, err = capsys.readouterr()
+    result = last_json(out)
+    count = int((TRUTH.expected_reward > 5).sum())
+    assert f"{count:,} relevant pairs of" in " ".join(err.split())
+    assert result["policy_value"] > result["popularity_policy_value"] + 0.5
+    assert "ips_value" not in result, "nothing was drawn"
+
+
+def test_infonce_refuses_what_it_cannot_learn_from(refused: Callable[[int], str]) -> None:
+    given = [*WORLD, *SMALL, "--estimator", "infonce"]
+    assert "relevance.relevant_above (99.0): no" in refused(command_line([*given, "--relevance.relevant-above", "99"]))
+    line = refused(command_line([*given, "--relevance.oracle", "http://localhost:1"]))
+    assert "infonce without --from-log learns from the world's labels" in line
+    assert "variance_reduction (grpo) is for rounds that are played: leave it out with --estimator infonce" in refused(
+        command_line([*given, "--variance-reduction", "grpo"])
+    )

@@ -15,7 +15,8 @@ import urllib3
 from esr_trainer import relevance_judge
 from esr_trainer.command_line import UsageError
 from esr_trainer.pairs import Described, Descriptions
-from esr_trainer.relevance_oracles import RelevanceOptions, RelevanceOracle, open_oracle
+from esr_trainer.relevance_options import RelevanceOptions
+from esr_trainer.relevance_oracles import RelevanceOracle, open_oracle
 from esr_trainer.world import World
 from tests.conftest import ROOT
 

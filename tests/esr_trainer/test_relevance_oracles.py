@@ -6,7 +6,8 @@ from pydantic import ValidationError
 
 from esr_trainer.command_line import UsageError
 from esr_trainer.pairs import Described, Descriptions, describe
-from esr_trainer.relevance_oracles import LabelOracle, RelevanceOptions, open_oracle
+from esr_trainer.relevance_options import RelevanceOptions
+from esr_trainer.relevance_oracles import LabelOracle, open_oracle
 from esr_trainer.world import World
 
 CONTEXTS, ITEMS = ("7", "8"), ("1", "2", "3")

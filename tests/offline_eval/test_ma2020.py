@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from esr_trainer.config import OFF_POLICY
 from esr_trainer.world import World
 from offline_eval import ma2020
 from offline_eval.ma2020 import (
     LOGGING,
     MEASURES,
     POPULAR,
+    RIVALS,
     SAMPLES,
     Budget,
     Judged,
@@ -53,13 +53,13 @@ def test_the_log_is_drawn_from_the_logging_policy_with_its_propensities(world: W
 def test_every_loss_is_run_at_both_rates_and_then_at_its_own_on_other_seeds(judged: list[Judged]) -> None:
     rates = best_rates(judged, BUDGET)
     result = of_result(judged, BUDGET)
-    assert set(result) == {*OFF_POLICY, LOGGING, POPULAR}
+    assert set(result) == {*RIVALS, LOGGING, POPULAR}
     for policy, own in result.items():
         assert [one.seed for one in own] == [0, 1]
         assert all(set(one.measures) == set(MEASURES) for one in own)
         assert {one.learning_rate for one in own} == {rates.get(policy, 0.0)}
     assert len(judged) == 6 * 2 + 6 * 2 + 2 * 2
-    for policy in OFF_POLICY:
+    for policy in RIVALS:
         tuned = {one.learning_rate: one for one in judged if one.policy == policy and one.seed >= ma2020.TUNING_SEED}
         assert rates[policy] == max(tuned, key=lambda rate: tuned[rate].measures[ma2020.CHOSEN_BY])
 
