@@ -173,25 +173,14 @@ def settle(config: TrainConfig) -> Settled:
     """
     check_device_and_files(config)
     given = read_ranker(config.lsr) if isinstance(config.lsr, Path) else None
-<<<<<<< HEAD
-    if config.from_log is None:
-        config, world = in_world(config)
-        return InWorld(with_whole_paths(config), given, world.to(config.device))
-=======
-    paths = {
-        name: path.resolve()
-        for name in ("data", "context_features", "item_features", "lsr", "init", "production")
-        if isinstance(path := getattr(config, name), Path)
-    }
-    config = config.model_copy(update=paths)
     if config.estimator == "pg-ret":
         return settle_adapting(config, Path(str(config.init)), given)
     if config.from_log is None:
         config, world = in_world(config)
+        config = with_whole_paths(config)
         if config.estimator == "infonce":
             return settle_positives(config, world, given)
         return InWorld(config, given, world.to(config.device))
->>>>>>> pgret
     return settle_log(config, config.from_log, given)
 
 
@@ -204,16 +193,16 @@ def settle_log(config: TrainConfig, source: str, given: RankerFile | None) -> Fr
     return FromLog(config, given, log, hold_out(log, config.world_seed), world)
 
 
-<<<<<<< HEAD
 def with_whole_paths(config: TrainConfig) -> TrainConfig:
     """The settings, readable from any folder."""
     paths = {
         name: path.resolve()
-        for name in ("data", "context_features", "item_features", "lsr")
+        for name in ("data", "context_features", "item_features", "lsr", "init", "production")
         if isinstance(path := getattr(config, name), Path)
     }
     return config.model_copy(update=paths)
-=======
+
+
 def settle_positives(config: TrainConfig, world: World, given: RankerFile | None) -> FromLog:
     """Take what is relevant in the world as the log.
 
@@ -234,9 +223,8 @@ def settle_adapting(config: TrainConfig, place: Path, given: RankerFile | None) 
     if config.reward_top > world.num_items:
         raise UsageError(f"reward_top ({config.reward_top}) exceeds the data's {world.num_items} items")
     log = open_log(config.from_log, world) if config.from_log else None
-    config = config.model_copy(update={"from_log": log.place if log else None})
+    config = with_whole_paths(config).model_copy(update={"from_log": log.place if log else None})
     return Adapting(config, given, world, init, Checkpoint(config.production) if config.production else init, log)
->>>>>>> pgret
 
 
 def in_world(config: TrainConfig) -> tuple[TrainConfig, World]:
