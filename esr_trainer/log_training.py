@@ -15,6 +15,7 @@ from torch import Tensor
 from esr_trainer.checkpoint import Checkpoint, Grounds, build_policy, load_optimizer_state
 from esr_trainer.command_line import UsageError
 from esr_trainer.config import TrainConfig
+from esr_trainer.features import Features
 from esr_trainer.learned_ranker import fit_to_feedback
 from esr_trainer.learner import OPTIMIZERS, Learner
 from esr_trainer.logged_batches import Log, Parts
@@ -141,10 +142,12 @@ class LogTrainer(Learner):
         return {}
 
 
-def new_log_trainer(config: TrainConfig, ground: Ground) -> LogTrainer:
-    """A run at its first step: tables drawn from the seed, nothing valued yet."""
+def new_log_trainer(
+    config: TrainConfig, ground: Ground, features: tuple[Features, Features] | None = None
+) -> LogTrainer:
+    """A run at its first step: tables drawn from the seed, nothing valued yet; features where no file holds them."""
     generator = torch.Generator().manual_seed(config.seed)
-    policy = build_policy(config, *read_catalogue(config, ground.log))
+    policy = build_policy(config, *(features or read_catalogue(config, ground.log)))
     policy.initialise(config.init_std, generator)
     optimizer = OPTIMIZERS[config.optimizer](policy.parameters(), lr=config.learning_rate)
     return LogTrainer(

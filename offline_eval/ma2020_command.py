@@ -24,9 +24,10 @@ class Ma2020(Command):
     world: Literal["kuairec-labels"] = "kuairec-labels"
     """Whose full labels."""
     budget: Literal["smoke", "short", "paper"] = "short"
-    """smoke: 2 seeds, 10 steps; short: 3 seeds, 150 steps, 2 learning rates; paper: 20 seeds, 3,000 steps, 5 rates."""
-    shared: Path = Path("../shared")
-    """Folder with data/kuairec."""
+    """smoke: 2 seeds, 10 steps; short: 3 seeds, 3 learning rates chosen from on 2 others; paper: 20 seeds, 4 rates
+    chosen from on 5 others. At most 400 steps; a run ends when its held-out samples say so."""
+    data: Path = Path("../shared/data/kuairec/small_matrix_gt2.npz")
+    """The labels: KuaiRec's small_matrix_gt2.npz."""
     results: Path = Path("offline_eval/results")
     """Folder of the results."""
 
@@ -39,25 +40,25 @@ class Ma2020(Command):
 
         torch.set_num_threads(1)
         path, budget = self.results / "ma2020.json", BUDGETS[self.budget]
+        labelled = WORLDS[self.world](self.data)
         stored = json.loads(path.read_text()) if path.is_file() else {}
-        if stored and stored["world"] != self.world:
-            raise UsageError(
-                f"results ({path}) are of the world {stored['world']}, not {self.world}: name another folder"
-            )
+        about = {"world": self.world, "fingerprint": labelled.world.fingerprint, "procedure": facts()}
+        for name, value in about.items():
+            if stored and stored.get(name) != value:
+                raise UsageError(f"results ({path}) are of another {name}, {stored.get(name)}: name another folder")
         judged = [Judged.model_validate(run) for run in stored.get("runs", [])]
-        world = WORLDS[self.world](self.shared)
-        for one in experiment(world, budget, judged):
+        for one in experiment(labelled, budget, judged):
             judged.append(one)
-            self.write(path, judged, facts())
+            self.write(path, judged, about)
         return self.summary(judged, budget)
 
-    def write(self, path: Path, judged: "Sequence[Judged]", facts: Mapping[str, Any]) -> None:
+    def write(self, path: Path, judged: "Sequence[Judged]", about: Mapping[str, Any]) -> None:
         """Keep every run, whole or not at all."""
         from offline_eval.provenance import provenance, write_json
 
         command = f"python -m offline_eval ma2020 --world {self.world} --budget {self.budget}"
         runs = [one.model_dump() for one in judged]
-        write_json(path, {**provenance(command), "world": self.world, "procedure": facts, "runs": runs})
+        write_json(path, {**provenance(command), **about, "runs": runs})
 
     def summary(self, judged: "Sequence[Judged]", budget: "Budget") -> Mapping[str, Any]:
         """Means over the seeds and their standard errors, printed and given."""
