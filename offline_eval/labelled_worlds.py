@@ -10,6 +10,7 @@ from esr_trainer.environments import read_world
 from esr_trainer.features import Features, id_features
 from esr_trainer.vocabularies import Categories
 from esr_trainer.world import World
+from offline_eval.ranked_labels import CUTS
 
 EVERYBODY = "everybody"
 """A feature that all contexts share."""
@@ -24,6 +25,8 @@ class LabelledWorld(NamedTuple):
     """C rows."""
     items: Features
     """N rows."""
+    cuts: tuple[int, ...] = CUTS
+    """n of Precision@n, Recall@n and NDCG@n."""
 
     @property
     def towers(self) -> tuple[Features, Features]:

@@ -1,10 +1,10 @@
 """The procedure of Ma et al., WWW 2020 (doi:10.1145/3366423.3380130): rankers that learn from bandit feedback.
 
-Full labels -> a logging policy that is trained on a little of them -> five bandit samples per user -> a late-stage
-ranker that is fitted to the samples -> an ESR by each of LOGGED_LOSSES -> one-stage lists (the ESR's own) and two-stage
-lists (its K candidates, ordered by the ranker) against the labels. As in the published code the losses see the samples
-that were rewarded, since the others have no gradient; unlike there, a run stops by samples that it holds out, not by
-labels.
+Full labels, simulated where they are missing -> a logging policy that is trained on a little of them -> five bandit
+samples per user -> a late-stage ranker that is fitted to the samples -> an ESR by each of LOGGED_LOSSES -> one-stage
+lists (the ESR's own) and two-stage lists (its K candidates, ordered by the ranker) against the labels. As in the
+published code the losses see the samples that were rewarded, since the others have no gradient; unlike there, a run
+stops by samples that it holds out, not by labels.
 
 Axes: C contexts, N items, K candidates.
 """
@@ -27,8 +27,10 @@ from esr_trainer.policy_value import CHUNK, System
 from esr_trainer.towers import EarlyStageRanker
 from esr_trainer.world import World
 from offline_eval import joined_network
+from offline_eval.extreme_classification import extreme_classification
 from offline_eval.labelled_worlds import LabelledWorld, kuairec_labels
-from offline_eval.ranked_labels import CUTS, by_name
+from offline_eval.movielens import movielens
+from offline_eval.ranked_labels import by_name
 
 SAMPLES = 5
 """Bandit samples per user."""
@@ -43,8 +45,6 @@ HELD_OUT = 0.2
 EVALUATE_EVERY = 5
 PATIENCE = 8
 """Evaluations without a higher held-out recall after which a run ends, and goes back to the highest."""
-CHOSEN_BY = "two-stage ndcg@10"
-"""A loss's learning rate is the one with the highest mean of this, on seeds of their own."""
 TUNING_SEED = 1000
 """The first seed of the runs that choose the learning rates."""
 
@@ -58,8 +58,14 @@ REFERENCES = (LOGGING, POPULAR, RANKER, RANDOM)
 
 WORLDS: Mapping[str, Callable[[Path], LabelledWorld]] = {
     "kuairec-labels": kuairec_labels,
+    "movielens": movielens,
+    "xmc": extreme_classification,
 }
 """Name -> data -> labels and features."""
+
+
+Cuts = tuple[int, ...]
+"""n of Precision@n and so on, ascending."""
 
 
 class Budget(NamedTuple):
@@ -121,11 +127,11 @@ def settings(estimator: str, steps: int, learning_rate: float, seed: int) -> Tra
     )
 
 
-def log_of(world: World, contexts: Tensor, items: Tensor, propensities: Tensor) -> Log:
+def log_of(name: str, world: World, contexts: Tensor, items: Tensor, propensities: Tensor) -> Log:
     """Showings of items in contexts, (R,) each, rewarded by their labels."""
     rewards = world.expected_reward[contexts, items]
     batch = LoggedBatch(contexts, items, rewards, propensities, propensities)
-    return Log("bandit samples", "", world.context_ids, world.item_ids, batch, True, "")
+    return Log(name, "", world.context_ids, world.item_ids, batch, True, "")
 
 
 def ground_of(log: Log, system: System, scores: Tensor | None, seed: int) -> Ground:
@@ -162,7 +168,7 @@ def logging_policy(labelled: LabelledWorld, seed: int) -> EarlyStageRanker:
     count = round(LITTLE * world.num_contexts * world.num_items)
     cells = torch.randint(world.num_contexts * world.num_items, (count,), generator=generator)
     everywhere = torch.full((count,), 1 / world.num_items)
-    log = log_of(world, cells // world.num_items, cells % world.num_items, everywhere)
+    log = log_of(f"{LITTLE:.0%} of the labels", world, cells // world.num_items, cells % world.num_items, everywhere)
     oracle = System(LATE_STAGE_RANKERS["optimal"], world.scores, NUM_CANDIDATES, torch.ones(1))  # no ranker yet
     ground = ground_of(log, oracle, None, seed)
     return learned(settings("ce", LOGGING_STEPS, LOGGING_LEARNING_RATE, seed), ground, labelled)
@@ -176,7 +182,9 @@ def bandit_log(world: World, logging: EarlyStageRanker, seed: int) -> Log:
         shown = [logging(rows)[:, 0].softmax(dim=1) for rows in torch.split(contexts, CHUNK)]
     items = [torch.multinomial(chance, SAMPLES, True, generator=generator) for chance in shown]
     propensities = torch.cat([chance.gather(1, drawn) for chance, drawn in zip(shown, items, strict=True)])
-    return log_of(world, contexts.repeat_interleave(SAMPLES), torch.cat(items).flatten(), propensities.flatten())
+    return log_of(
+        "bandit samples", world, contexts.repeat_interleave(SAMPLES), torch.cat(items).flatten(), propensities.flatten()
+    )
 
 
 def feedback_of(labelled: LabelledWorld, seed: int) -> Feedback:
@@ -232,14 +240,28 @@ def logits_of(policy: EarlyStageRanker) -> Logits:
 @torch.no_grad()
 def judge(feedback: Feedback, logits: Logits) -> dict[str, float]:
     """The measures of the ESR's own order, and of its candidates in the ranker's."""
-    labels = feedback.labelled.world.expected_reward
+    labels, cuts = feedback.labelled.world.expected_reward, feedback.labelled.cuts
     candidates = torch.cat([logits(rows).topk(NUM_CANDIDATES).indices for rows in chunks(len(labels), CHUNK)])
     scores = feedback.ground.system.scores(torch.arange(len(candidates)), candidates)
     ordered = candidates.gather(1, scores.argsort(dim=1, descending=True, stable=True))
     lists = {"one-stage": candidates, "two-stage": ordered}
     return {
-        f"{stage} {name}": value for stage, items in lists.items() for name, value in by_name(labels, items).items()
+        f"{stage} {name}": value
+        for stage, items in lists.items()
+        for name, value in by_name(labels, items, cuts).items()
     }
+
+
+def open_labels(name: str, data: Path) -> LabelledWorld:
+    """A world of WORLDS.
+
+    Raises:
+        UsageError: the data cannot be used, or has too few items.
+    """
+    labelled = WORLDS[name](data)
+    if labelled.world.num_items < NUM_CANDIDATES:
+        raise UsageError(f"data ({data}): {labelled.world.num_items} items are fewer than {NUM_CANDIDATES} candidates")
+    return labelled
 
 
 def experiment(labelled: LabelledWorld, budget: Budget, known: list[Judged]) -> Iterator[Judged]:
@@ -257,7 +279,7 @@ def experiment(labelled: LabelledWorld, budget: Budget, known: list[Judged]) -> 
         for policy in RIVALS:
             for learning_rate in budget.learning_rates:
                 yield from run(policy, seed, learning_rate)
-    rates = best_rates(list(done.values()), budget)
+    rates = best_rates(list(done.values()), budget, labelled.cuts)
     for seed in range(budget.runs):
         if (RANDOM, seed, 0, 0.0) not in done:
             yield from references(feedback(seed), seed)
@@ -265,14 +287,14 @@ def experiment(labelled: LabelledWorld, budget: Budget, known: list[Judged]) -> 
             yield from run(policy, seed, rates[policy])
 
 
-def best_rates(judged: list[Judged], budget: Budget) -> dict[str, float]:
-    """Each loss's learning rate of the highest mean of CHOSEN_BY, on the seeds that are for choosing."""
+def best_rates(judged: list[Judged], budget: Budget, cuts: Cuts) -> dict[str, float]:
+    """Each loss's learning rate of the highest mean of `chosen_by`, on the seeds that are for choosing."""
     seeds = range(TUNING_SEED, TUNING_SEED + budget.tuning_runs)
 
     def mean(policy: str, learning_rate: float) -> float:
         wanted = (policy, budget.steps, learning_rate)
         values = [
-            one.measures[CHOSEN_BY]
+            one.measures[chosen_by(cuts)]
             for one in judged
             if (one.policy, one.steps, one.learning_rate) == wanted and one.seed in seeds
         ]
@@ -281,9 +303,9 @@ def best_rates(judged: list[Judged], budget: Budget) -> dict[str, float]:
     return {policy: max(budget.learning_rates, key=lambda rate: mean(policy, rate)) for policy in RIVALS}
 
 
-def of_result(judged: list[Judged], budget: Budget) -> dict[str, list[Judged]]:
+def of_result(judged: list[Judged], budget: Budget, cuts: Cuts) -> dict[str, list[Judged]]:
     """The runs of the result by policy, seed by seed."""
-    rates = best_rates(judged, budget) | dict.fromkeys(REFERENCES, 0.0)
+    rates = best_rates(judged, budget, cuts) | dict.fromkeys(REFERENCES, 0.0)
     return {
         policy: sorted(
             (
@@ -300,20 +322,17 @@ def of_result(judged: list[Judged], budget: Budget) -> dict[str, list[Judged]]:
     }
 
 
-MEASURES = tuple(
-    f"{stage} {name}@{cut}"
-    for stage in ("one-stage", "two-stage")
-    for name in ("precision", "recall", "ndcg")
-    for cut in CUTS
-)
+def chosen_by(cuts: Cuts) -> str:
+    """What a loss's learning rate has the highest mean of."""
+    return f"two-stage ndcg@{cuts[-1]}"
 
 
-def facts() -> dict[str, Any]:
+def facts(cuts: Cuts) -> dict[str, Any]:
     """What decides the procedure, beside the budget."""
     return {
         "samples per user": SAMPLES,
         "candidates": NUM_CANDIDATES,
         "share of the labels that the logging policy is trained on": LITTLE,
         "part of the rewarded samples that a run stops by": HELD_OUT,
-        "learning rate chosen by": CHOSEN_BY,
+        "learning rate chosen by": chosen_by(cuts),
     }

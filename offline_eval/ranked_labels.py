@@ -3,6 +3,7 @@
 Axes: C contexts, N items, J items of a list, best first.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,7 +46,7 @@ def ranked_labels(labels: Tensor, lists: Tensor, cut: int) -> Ranked:
     )
 
 
-def by_name(labels: Tensor, lists: Tensor) -> dict[str, float]:
+def by_name(labels: Tensor, lists: Tensor, cuts: Sequence[int] = CUTS) -> dict[str, float]:
     """Every measure at every cut, such as `ndcg@10`."""
-    found = {cut: ranked_labels(labels, lists, cut) for cut in CUTS}
-    return {f"{name}@{cut}": getattr(found[cut], name) for name in Ranked._fields for cut in CUTS}
+    found = {cut: ranked_labels(labels, lists, cut) for cut in cuts}
+    return {f"{name}@{cut}": getattr(found[cut], name) for name in Ranked._fields for cut in cuts}
