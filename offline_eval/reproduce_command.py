@@ -11,6 +11,7 @@ from pydantic_settings import CliPositionalArg
 
 from esr_trainer.command_line import Command, UsageError, note, show
 from esr_trainer.config import DeviceName
+from offline_eval.ma2020_command import Ma2020, WorldName
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from offline_eval.grids import Grid
     from offline_eval.measurements import Measurement
 
-PaperName = Literal["table2", "table3", "table4", "table5", "table6", "figure3", "figure4", "variance"]
+PaperName = Literal["table2", "table3", "table4", "table5", "table6", "figure3", "figure4", "variance", "ma2020"]
 StudyName = Literal["presets", "grid", "best", "where", "uniform-lsr", "premise", "held-out"]
 
 
@@ -32,7 +33,8 @@ class Reproduce(Command):
 
     name: CliPositionalArg[PaperName | StudyName]
     """table2: K and the LSR; table3: slots and experts; table4: KuaiRec; table5: inclusion probabilities; table6: GRPO;
-    figure3: learning curves, and how much sooner; figure4: runtime; variance: of gradients; presets: the paper's
+    figure3: learning curves, and how much sooner; figure4: runtime; variance: of gradients; ma2020: another paper's
+    procedure, as the command of that name; presets: the paper's
     setting; grid: initialisation x optimizer x learning rate x entropy bonus; best: each estimator at its own best of
     grid; where: over K, M, L, LSR and world; uniform-lsr: what helps under it; premise: proxies on as many
     interactions; held-out: contexts and items that were never met."""
@@ -53,6 +55,10 @@ class Reproduce(Command):
     """Folder of the results."""
     resume: Literal["auto", "never"] = "auto"
     """`auto` goes on with finished and half-finished runs; `never` refuses where the experiment's file is there."""
+    world: WorldName | None = None
+    """For ma2020: whose full labels; default kuairec-labels."""
+    data: Path | None = None
+    """For ma2020: the world's data; default KuaiRec's labels in `shared`."""
     pdf: bool = False
     """Write the figures as PDF too, beside PNG and SVG."""
 
@@ -60,11 +66,22 @@ class Reproduce(Command):
         """Run what is missing; print and plot what is there."""
         from offline_eval.measurements import MEASUREMENTS
 
+        if self.name == "ma2020":
+            return self.ma2020()
+        for name, value in (("world", self.world), ("data", self.data)):
+            if value is not None:
+                raise UsageError(f"{name} ({value}) is for ma2020, not for {self.name}")
         measurement = MEASUREMENTS.get(self.name)
         path = self.results / f"{measurement.file if measurement else self.name}.json"
         if self.resume == "never" and path.exists():
             raise UsageError(f"resume (never): {path} is there; name another folder with --results, or leave it out")
         return self.measured(measurement, path) if measurement else self.learned()
+
+    def ma2020(self) -> Mapping[str, Any]:
+        """What the command of that name does."""
+        labels = (self.shared or Path()) / "data" / "kuairec" / "small_matrix_gt2.npz"
+        world = self.world or "kuairec-labels"
+        return Ma2020(world=world, budget=self.budget, data=self.data or labels, results=self.results).run()
 
     def measured(self, measurement: "Measurement", path: Path) -> Mapping[str, Any]:
         """Measure, unless that was done; print and plot."""

@@ -64,13 +64,17 @@ def test_the_procedure_gives_precision_at_1_of_one_and_two_stages(
     path = written(tmp_path, "\n".join(["300 17 40", *lines]) + "\n")
     options = ["--world", "xmc", "--data", str(path), "--results", str(tmp_path), "--budget", "smoke", "--json"]
     assert main(OfflineEval, "python -m offline_eval", ["ma2020", *options]) == 0
-    policies = json.loads(capsys.readouterr().out.splitlines()[-1])["policies"]
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    policies = result["policies"]
     measures = [f"{stage} {name}@1" for stage in ("one-stage", "two-stage") for name in ("precision", "recall", "ndcg")]
     for found in policies.values():
         assert list(found) == measures
     chance = policies["random list"]["one-stage precision@1"]["mean"]
     assert chance == pytest.approx(0.25, abs=0.06)
     assert policies["ranker alone"]["one-stage precision@1"]["mean"] > 2 * chance, "words tell the group"
+
+    assert main(OfflineEval, "python -m offline_eval", ["reproduce", "ma2020", *options]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result, "from the runs that are kept"
 
 
 def test_fewer_labels_than_candidates_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

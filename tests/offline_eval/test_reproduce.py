@@ -136,6 +136,12 @@ def test_best_without_its_grid_says_what_to_run(tmp_path: Path, refused: Callabl
     assert "run `reproduce grid` first" in refused(reproduce("best", tmp_path))
 
 
+def test_what_is_for_ma2020_is_refused_elsewhere(tmp_path: Path, refused: Callable[[int], str]) -> None:
+    assert "world (xmc) is for ma2020, not for presets" in refused(reproduce("presets", tmp_path, "--world", "xmc"))
+    of_nothing = reproduce("ma2020", tmp_path, "--world", "xmc", "--data", "nowhere")
+    assert "data (nowhere) is not a file" in refused(of_nothing)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["table2", "table3", "table4", "table6", "figure3"])
 def test_smoke_fills_every_place(name: str, tmp_path: Path, shared: Path) -> None:
