@@ -3,8 +3,8 @@
 import os
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # before grpc is imported: its core prints lines beside one-line errors
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before onnxruntime is imported, as in esr_trainer
 
-import esr_trainer  # noqa: F401 - before onnxruntime is imported, which it keeps from reporting
 from serving.query import Answer, Query
 from serving.retriever import Retriever
 
