@@ -1,4 +1,4 @@
-"""MEASUREMENTS: what `reproduce` answers without learning anything: table 5, figure 4, and the gradients' variance."""
+"""MEASUREMENTS: what `reproduce` answers by rows of numbers: table 5, figure 4, gradients' variance, convergence."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from esr_trainer.command_line import UsageError
+from offline_eval.convergence import SIZES, Convergence, convergence_grids, convergences
 from offline_eval.gradient_variance import GradientError, gradient_errors, gradient_grid
 from offline_eval.grids import Grid
 from offline_eval.inclusion_error import PAPER_NAMES, PaperError, paper_errors
@@ -126,6 +127,13 @@ def draw_variance(rows: Sequence[GradientError]) -> "Figure":
     return variance_figure(rows)
 
 
+def draw_convergence(rows: Sequence[Convergence]) -> "Figure":
+    """Steps over N."""
+    from offline_eval.plots import convergence_figure
+
+    return convergence_figure(rows)
+
+
 MEASUREMENTS: Mapping[str, Measurement] = {
     "table5": Measurement(
         "table5",
@@ -153,6 +161,15 @@ MEASUREMENTS: Mapping[str, Measurement] = {
         lambda rows: [gradient_grid(list(rows))] if rows else [],
         "variance",
         draw_variance,
+    ),
+    "convergence": Measurement(
+        "convergence",
+        "python -m offline_eval reproduce convergence",
+        Convergence,
+        lambda budget: convergences((30, 60), 1, 100) if budget == "smoke" else convergences(SIZES, 1, 2000),
+        convergence_grids,
+        "convergence",
+        draw_convergence,
     ),
 }
 """Name -> measurement."""

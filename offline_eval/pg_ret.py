@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from esr_trainer.checkpoint import Checkpoint
 from esr_trainer.command_line import Options
 from esr_trainer.config import TrainConfig
 from esr_trainer.learner import Learner
@@ -43,6 +42,9 @@ GOALS: Mapping[str, Mapping[str, Any]] = {
     },
 }
 """Reward -> settings of PG-Ret that are not the defaults, chosen on the same seed."""
+NOVELTY_GAIN, NOVELTY_EVERY = 1.3, 25
+"""PG-Ret for novelty ends once its lists are this much more novel than the supervised ones, which needs no label to be
+known; it is looked at every so many steps."""
 BASE, SUPERVISED, ORACLE, BEST = "base", "supervised (infonce)", "reward's oracle", "best possible"
 MEASURES = ("recall@1", "recall@10", "novelty@10", "precision@1", "precision@5")
 
@@ -56,11 +58,12 @@ class Budget(NamedTuple):
     supervised_steps: int
     """After which it is the supervised one."""
     adapting_steps: int
+    """At most."""
 
 
 BUDGETS: Mapping[str, Budget] = {
     "smoke": Budget((1, 2), 5, 10, 5),
-    "short": Budget((1, 2, 3), 1200, 4000, 1000),
+    "short": Budget((4, 5, 6), 1200, 4000, 1000),
 }
 
 
@@ -93,12 +96,12 @@ class Question(NamedTuple):
 
 
 def measure(labels: Tensor, lists: Tensor, base: Tensor) -> dict[str, float]:
-    """MEASURES of lists, (C, LIST), best first: novelty is the share that is absent from the base's."""
+    """MEASURES of lists, (C, LIST), best first."""
     at = {cut: ranked_labels(labels, lists, cut) for cut in (1, 5, 10)}
     return {
         "recall@1": at[1].recall,
         "recall@10": at[10].recall,
-        "novelty@10": 1 - float(share_found(lists, base).mean()),
+        "novelty@10": novelty(lists, base),
         "precision@1": at[1].precision,
         "precision@5": at[5].precision,
     }
@@ -110,12 +113,24 @@ def settings(question: Question, **own: Any) -> TrainConfig:
     return TrainConfig.model_validate({**given, "relevance": {"relevant_above": question.above}})
 
 
-def advanced(learner: Learner, steps: int, run: Path) -> Checkpoint:
-    """A run at a step, as a checkpoint."""
+def advanced(learner: Learner, steps: int) -> Learner:
+    """A run, at a step, valued."""
     while learner.step < steps:
         learner.advance()
     learner.evaluate()
-    return Checkpoint(learner.save(run))
+    return learner
+
+
+def advance_to_novelty(learner: Learner, world: World, base: Tensor, goal: float) -> None:
+    """Advance until the lists are as novel as that, or to the last step."""
+    while learner.step < learner.config.steps and novelty(top_of(learner.policy, world, LIST), base) < goal:
+        for _ in range(NOVELTY_EVERY):
+            learner.advance()
+
+
+def novelty(lists: Tensor, base: Tensor) -> float:
+    """The share of lists, (C, J), that is absent from the base's."""
+    return 1 - float(share_found(lists, base).mean())
 
 
 def lists_of_seed(question: Question, budget: Budget, seed: int) -> Iterator[tuple[str, Tensor]]:
@@ -123,13 +138,19 @@ def lists_of_seed(question: Question, budget: Budget, seed: int) -> Iterator[tup
     with TemporaryDirectory() as folder:
         base, supervised = Path(folder, "base"), Path(folder, "supervised")
         learner = settle(settings(question, **INFONCE, seed=seed, steps=budget.supervised_steps)).begin()
-        for name, steps, run in ((BASE, budget.base_steps, base), (SUPERVISED, budget.supervised_steps, supervised)):
-            yield name, top_of(advanced(learner, steps, run).policy(), question.world, LIST)
+        advanced(learner, budget.base_steps).save(base)
+        yield BASE, (production := top_of(learner.policy, question.world, LIST))
+        advanced(learner, budget.supervised_steps).save(supervised)
+        yield SUPERVISED, (lists := top_of(learner.policy, question.world, LIST))
         for goal, own in GOALS.items():
             init = {"estimator": "pg-ret", "init": supervised, "production": base}
             config = settings(question, **init, **own, seed=seed, steps=budget.adapting_steps)
-            adapted = advanced(settle(config).begin(), budget.adapting_steps, Path(folder, goal))
-            yield f"pg-ret, {goal}", top_of(adapted.policy(), question.world, LIST)
+            adapting = settle(config).begin()
+            if goal == "novelty":
+                advance_to_novelty(adapting, question.world, production, NOVELTY_GAIN * novelty(lists, production))
+            else:
+                advanced(adapting, budget.adapting_steps)
+            yield f"pg-ret, {goal}", top_of(adapting.policy, question.world, LIST)
     generator = torch.Generator().manual_seed(seed)
     for name, labels in ((ORACLE, question.oracle), (BEST, question.judge)):  # ties, and 0 and 1 are many, at random
         yield name, (labels + 0.5 * torch.rand(labels.shape, generator=generator)).topk(LIST).indices

@@ -9,6 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from offline_eval.cells import CellResult
+from offline_eval.convergence import BATCH, CONTEXTS, SHARE, Convergence, mean_steps
 from offline_eval.gradient_variance import EXACT, LABELS, REST, ZERO, GradientError
 from offline_eval.inclusion_error import PaperError
 from offline_eval.runtime import Timing
@@ -88,6 +89,24 @@ def variance_figure(rows: Sequence[GradientError]) -> Figure:
             axes.set_xlabel("K")
             axes.set_title(f"{lsr} LSR")
     grid[0, 0].legend(fontsize=7)
+    return figure
+
+
+def convergence_figure(rows: Sequence[Convergence]) -> Figure:
+    """Steps to a share of the optimum over N, both logarithmic, with slopes of N and N^2 to read them by."""
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for name in dict.fromkeys(row.learner for row in rows):
+        steps = mean_steps(rows, name)
+        axes.loglog(list(steps), list(steps.values()), "o-", label=name)
+    sizes = np.array(sorted({row.num_items for row in rows}), dtype=float)
+    for power in (1, 2):
+        label = "N" if power == 1 else "N²"
+        axes.loglog(sizes, 20 * (sizes / sizes[0]) ** power, "--", color="grey", linewidth=0.8, label=f"as {label}")
+    axes.set_ylim(top=max(row.most for row in rows) * 2)
+    axes.set_xlabel("items N")
+    axes.set_ylabel(f"gradient steps to {SHARE:.0%} of the optimum")
+    axes.set_title(f"Synthetic world, {CONTEXTS} contexts, batch {BATCH}")
+    axes.legend(fontsize=8)
     return figure
 
 

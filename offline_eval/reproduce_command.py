@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from offline_eval.grids import Grid
     from offline_eval.measurements import Measurement
 
-PaperName = Literal["table2", "table3", "table4", "table5", "table6", "figure3", "figure4", "variance", "ma2020"]
+PaperName = Literal[
+    "table2", "table3", "table4", "table5", "table6", "figure3", "figure4", "variance", "convergence", "ma2020"
+]
 StudyName = Literal["presets", "grid", "best", "where", "uniform-lsr", "premise", "held-out"]
 
 
@@ -32,11 +34,11 @@ class Reproduce(Command):
     """
 
     name: CliPositionalArg[PaperName | StudyName]
-    """table2: K and the LSR; table3: slots and experts; table4: KuaiRec; table5: inclusion probabilities; table6: GRPO;
-    figure3: learning curves, and how much sooner; figure4: runtime; variance: of gradients; ma2020: another paper's
-    procedure, as the command of that name; presets: the paper's
-    setting; grid: initialisation x optimizer x learning rate x entropy bonus; best: each estimator at its own best of
-    grid; where: over K, M, L, LSR and world; uniform-lsr: what helps under it; premise: proxies on as many
+    """table2: K and the LSR; table3: slots and experts; table4: KuaiRec; table5: inclusion probabilities; table6:
+    GRPO; figure3: learning curves, and how much sooner; figure4: runtime; variance: of gradients; convergence: steps
+    over the size of the catalogue; ma2020: another paper's procedure, as the command of that name; presets: the
+    paper's setting; grid: initialisation x optimizer x learning rate x entropy bonus; best: each estimator at its own
+    best of grid; where: over K, M, L, LSR and world; uniform-lsr: what helps under it; premise: proxies on as many
     interactions; held-out: contexts and items that were never met."""
     budget: Literal["smoke", "short", "paper"] = "short"
     """smoke: 2 seeds, a few steps; short: 3 seeds, 50,000 steps of the paper's preset, 5,000 of ours; paper: 10 seeds,
