@@ -10,7 +10,7 @@ from pydantic_settings import CliPositionalArg
 from esr_trainer.command_line import Command, UsageError, note
 from esr_trainer.config import LateStageRankerName, NonNegative, SlotWeightsName
 from offline_eval.log_options import LogOptions
-from offline_eval.report_command import RESULTS, command_line, write_report
+from offline_eval.report_command import RESULTS, check_place, command_line, write_report
 
 if TYPE_CHECKING:  # torch is not loaded for --help
     from offline_eval.compare import Question
@@ -74,6 +74,8 @@ class Compare(Command):
         """Compare, and print tables and the verdict."""
         if self.figures and not self.report:
             raise UsageError(f"figures ({self.figures}) needs --report, the page whose figures they are")
+        if self.report:
+            check_place(self.report)
         return self.replay() if self.log is None else self.judge_log(self.log)
 
     def judge_log(self, log: str) -> Mapping[str, Any]:

@@ -19,6 +19,16 @@ def command_line() -> str:
     return " ".join(["python -m offline_eval", *sys.argv[1:]])
 
 
+def check_place(page: Path) -> None:
+    """Refuse a page that could not be written, before what it shows is worked out.
+
+    Raises:
+        UsageError: its folder is not there, or it is a folder itself.
+    """
+    if not page.parent.is_dir() or page.is_dir():
+        raise UsageError(f"report ({page}) must be a file in a folder that is there")
+
+
 def write_report(page: Path, title: str, sections: "Sequence[Section]", figures: Path | None) -> None:
     """Write the page, whole or not at all, and its figures as SVG and PDF where a folder is named.
 
@@ -62,6 +72,7 @@ class Report(Command):
         """Write the page."""
         from offline_eval.results_page import results_sections
 
+        check_place(self.out)
         sections = results_sections(self.results, self.budget)
         if not sections:
             raise UsageError(f"results ({self.results}) holds nothing to show: run `reproduce` first")
