@@ -3,14 +3,13 @@
 Axes: B batch, J pairs of a context.
 """
 
-import inspect
-import runpy
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
 from esr_trainer.command_line import UsageError
+from esr_trainer.user_function import user_function
 
 
 class Judgement(NamedTuple):
@@ -69,13 +68,7 @@ def open_reward(name: str) -> Reward:
     """
     if name in REWARDS:
         return REWARDS[name]
-    path, _, function_name = name.rpartition(":")
-    try:
-        function = runpy.run_path(path).get(function_name)
-    except Exception as error:
-        raise UsageError(f"reward ({name}) cannot be loaded: {type(error).__name__}: {error}") from error
-    if not inspect.isfunction(function):
-        raise UsageError(f"reward ({name}): {path} has no function {function_name}")
+    function = user_function(name, "reward")
 
     def checked(relevance: Tensor, is_current: Tensor, is_produced: Tensor) -> Tensor:
         found = function(relevance, is_current, is_produced)

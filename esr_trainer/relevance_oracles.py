@@ -3,8 +3,6 @@
 Axes: C contexts, N items, B batch, K items of a context.
 """
 
-import inspect
-import runpy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +13,7 @@ from torch import Tensor
 from esr_trainer.command_line import UsageError
 from esr_trainer.pairs import Descriptions, Pair, ask_once, check_range, checked
 from esr_trainer.relevance_options import RelevanceOptions
+from esr_trainer.user_function import user_function
 from esr_trainer.world import World
 
 
@@ -87,13 +86,7 @@ def function_of(options: RelevanceOptions, world: World, descriptions: Descripti
     Raises:
         UsageError: the file cannot be run, or has no such function.
     """
-    name, _, function_name = options.oracle.rpartition(":")
-    try:
-        found = runpy.run_path(name).get(function_name)
-    except Exception as error:
-        raise UsageError(f"oracle ({options.oracle}) cannot be loaded: {type(error).__name__}: {error}") from error
-    if not inspect.isfunction(found):
-        raise UsageError(f"oracle ({options.oracle}): {name} has no function {function_name}")
+    found = user_function(options.oracle, "oracle")
 
     def judge(pairs: Sequence[Pair]) -> list[float]:
         return checked(found(pairs), len(pairs), options.oracle)
