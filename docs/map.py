@@ -13,6 +13,7 @@ ROOMS = {
     "serving": "publish and answer, without torch",
     "offline_eval": "judge checkpoints and logs; reproduce what was published",
 }
+GENERATED = ("wire",)
 HEAD = """# What is where
 
 One direction: context, logits, candidates, slate, reward, log-probability, step, checkpoint, bundle, Retrieve, feedback
@@ -24,17 +25,25 @@ test holds all of them to it. Written by `python docs/map.py` from the modules' 
 def sentence(path: Path) -> str:
     """The first sentence of a module's docstring, without its full stop."""
     words = " ".join((ast.get_docstring(ast.parse(path.read_text())) or "").split())
-    first = re.split(r"(?<=[^.])\.(?:\s|$)", words, maxsplit=1)[0]
+    first = re.split(r"(?<=[^.])(?<!et al)\.(?:\s|$)", words, maxsplit=1)[0]
     return first.replace("|", "/")
 
 
+def table(folder: Path) -> str:
+    """A row per module of a folder."""
+    modules = sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
+    rows = [f"| `{path.name}` | {sentence(path)} |" for path in modules]
+    return "\n".join(["| file | idea |", "|---|---|", *rows]) + "\n"
+
+
 def written() -> str:
-    """The page."""
+    """The page: a table per room, and one per room within it; generated code has none."""
     parts = [HEAD]
     for room, idea in ROOMS.items():
-        modules = sorted(path for path in (ROOT / room).glob("*.py") if path.name != "__init__.py")
-        rows = [f"| `{path.name}` | {sentence(path)} |" for path in modules]
-        parts.append("\n".join([f"## `{room}/`: {idea}\n", "| file | idea |", "|---|---|", *rows]) + "\n")
+        parts += [f"## `{room}/`: {idea}\n", table(ROOT / room)]
+        for package in sorted((ROOT / room).glob("*/__init__.py")):
+            if package.parent.name not in GENERATED:
+                parts += [f"### `{room}/{package.parent.name}/`: {sentence(package)}\n", table(package.parent)]
     return "\n".join(parts)
 
 

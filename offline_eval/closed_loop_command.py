@@ -10,7 +10,7 @@ from esr_trainer.command_line import Command, UsageError, show
 from esr_trainer.config import Seed
 
 if TYPE_CHECKING:
-    from offline_eval.closed_loop import Loop
+    from offline_eval.procedures.closed_loop import Loop
 
 
 class ClosedLoop(Command):
@@ -55,8 +55,8 @@ class ClosedLoop(Command):
         from rich.console import Console
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        from offline_eval.closed_loop import closed_loop
         from offline_eval.grids import Grid, rich_table
+        from offline_eval.procedures.closed_loop import closed_loop
         from offline_eval.provenance import provenance
 
         if self.out.exists():
@@ -88,7 +88,7 @@ class ClosedLoop(Command):
 
     def loop(self) -> "Loop":
         """What was asked."""
-        from offline_eval.closed_loop import Loop
+        from offline_eval.procedures.closed_loop import Loop
 
         world = ["--lsr", self.lsr, "--candidates", str(self.candidates), "--experts", str(self.experts)]
         if self.data:

@@ -9,12 +9,12 @@ from pydantic_settings import CliPositionalArg
 
 from esr_trainer.command_line import Command, UsageError, note
 from esr_trainer.config import LateStageRankerName, NonNegative, SlotWeightsName
-from offline_eval.log_options import LogOptions
+from offline_eval.logs.log_options import LogOptions
 from offline_eval.report_command import RESULTS, check_place, command_line, write_report
 
 if TYPE_CHECKING:  # torch is not loaded for --help
-    from offline_eval.compare import Question
-    from offline_eval.report import Section
+    from offline_eval.replay.compare import Question
+    from offline_eval.report.report import Section
 
 
 REPLAY_ONLY = ("bundle", "by", "segments", "min_recall", "data", "lsr", "candidates", "slate")
@@ -80,8 +80,8 @@ class Compare(Command):
 
     def judge_log(self, log: str) -> Mapping[str, Any]:
         """Compare by the rounds of a log."""
-        from offline_eval.log_evaluation import LogQuestion, evaluate_log
-        from offline_eval.log_tables import log_json, show_log
+        from offline_eval.logs.log_evaluation import LogQuestion, evaluate_log
+        from offline_eval.logs.log_tables import log_json, show_log
 
         if named := [name for name in REPLAY_ONLY if getattr(self, name) != type(self).model_fields[name].default]:
             raise UsageError(f"{named[0]} is for replay: a log ({log}) has its own")
@@ -89,7 +89,7 @@ class Compare(Command):
         found = evaluate_log(question, self.candidate, self.baseline)
         show_log(found)
         if self.report:
-            from offline_eval.log_page import log_sections
+            from offline_eval.report.log_page import log_sections
 
             self.write_page(log_sections(found, command_line()))
         return log_json(found)
@@ -99,8 +99,8 @@ class Compare(Command):
         from rich.console import Console
         from rich.progress import Progress
 
-        from offline_eval.compare import compare
-        from offline_eval.comparison_tables import show_comparison
+        from offline_eval.replay.compare import compare
+        from offline_eval.replay.comparison_tables import show_comparison
 
         with Progress(console=Console(stderr=True)) as progress:
             task = progress.add_task("", total=1 + len(self.candidate), completed=-1)
@@ -110,14 +110,14 @@ class Compare(Command):
         note(f"system: {', '.join(f'{name} {value}' for name, value in found.system.items())}")
         show_comparison(found)
         if self.report:
-            from offline_eval.comparison_page import comparison_sections
+            from offline_eval.report.comparison_page import comparison_sections
 
             self.write_page(comparison_sections(found, command_line()))
         return found.as_json()
 
     def write_page(self, sections: "Sequence[Section]") -> None:
         """Write the report: what was found, then what was reproduced."""
-        from offline_eval.results_page import results_sections
+        from offline_eval.report.results_page import results_sections
 
         assert self.report
         names = ", ".join(path.name for path in self.candidate)
@@ -131,8 +131,8 @@ class Compare(Command):
 
     def question(self) -> "Question":
         """What was asked."""
-        from offline_eval.compare import SYSTEM_SETTINGS, Question
-        from offline_eval.replay_gates import Bars
+        from offline_eval.replay.compare import SYSTEM_SETTINGS, Question
+        from offline_eval.replay.replay_gates import Bars
 
         return Question(
             candidates=self.candidate,

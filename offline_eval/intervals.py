@@ -11,7 +11,7 @@ import numpy as np
 from scipy import special, stats
 
 from esr_trainer.command_line import UsageError
-from offline_eval.log_options import IntervalName
+from offline_eval.logs.log_options import IntervalName
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -30,7 +30,7 @@ class Estimate(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What an interval is made of; a long log is reduced to it (offline_eval.term_sums)."""
+    """What an interval is made of; a long log is reduced to it (offline_eval.logs.term_sums)."""
 
     values: np.ndarray
     """(U,): each a unit's, their mean is the estimate. A unit is a round, or some of a long log's."""

@@ -11,7 +11,7 @@ from rich.table import Table
 from esr_trainer.command_line import Command, UsageError, show
 
 if TYPE_CHECKING:
-    from offline_eval.ma2020 import Budget, Judged
+    from offline_eval.procedures.ma2020 import Budget, Judged
 
 
 WorldName = Literal["kuairec-labels", "movielens", "xmc"]
@@ -40,7 +40,7 @@ class Ma2020(Command):
         os.environ["OMP_NUM_THREADS"] = "1"
         import torch
 
-        from offline_eval.ma2020 import BUDGETS, Judged, experiment, facts, open_labels
+        from offline_eval.procedures.ma2020 import BUDGETS, Judged, experiment, facts, open_labels
 
         torch.set_num_threads(1)
         path, budget = self.results / "ma2020.json", BUDGETS[self.budget]
@@ -67,7 +67,7 @@ class Ma2020(Command):
     def summary(self, judged: "Sequence[Judged]", budget: "Budget", cuts: tuple[int, ...]) -> Mapping[str, Any]:
         """Means over the seeds and their standard errors, printed and given."""
         from esr_trainer.replicas import mean_over_seeds
-        from offline_eval.ma2020 import of_result
+        from offline_eval.procedures.ma2020 import of_result
 
         result: dict[str, Any] = {}
         runs = of_result(list(judged), budget, cuts)

@@ -34,9 +34,9 @@ class Runtime(Command):
         from rich.console import Console
         from rich.progress import track
 
-        from offline_eval.plots import endings, runtime_figure, save
         from offline_eval.provenance import provenance
-        from offline_eval.runtime import whole_runtime
+        from offline_eval.reproduce.plots import endings, runtime_figure, save
+        from offline_eval.reproduce.runtime import whole_runtime
 
         torch.set_num_threads(1)
         rows = list(track(whole_runtime(self.repeats, self.large), "timing", console=Console(stderr=True)))
@@ -76,8 +76,8 @@ class Inclusion(Command):
         from rich.console import Console
         from rich.progress import track
 
-        from offline_eval.inclusion_error import EXPERTS, NAMES, QUOTAS, TEMPERATURES, inclusion_errors
         from offline_eval.provenance import provenance
+        from offline_eval.reproduce.inclusion_error import EXPERTS, NAMES, QUOTAS, TEMPERATURES, inclusion_errors
 
         count = len(TEMPERATURES) * len(EXPERTS) * len(QUOTAS)
         rows = list(track(inclusion_errors(self.items, self.draws), "drawing", count, console=Console(stderr=True)))

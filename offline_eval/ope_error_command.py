@@ -33,13 +33,13 @@ class OpeErrors(Command):
         from rich.console import Console
         from rich.progress import track
 
-        from offline_eval.comparison import plain
         from offline_eval.grids import rich_table
-        from offline_eval.log_tables import errors_grid, finite
-        from offline_eval.ope_error import ope_errors
-        from offline_eval.ope_worlds import FAMILIES, kuairec_arena, synthetic_arena
-        from offline_eval.open_bandit import CAMPAIGNS, check_campaign
+        from offline_eval.logs.log_tables import errors_grid, finite
+        from offline_eval.logs.ope_error import ope_errors
+        from offline_eval.logs.ope_worlds import FAMILIES, kuairec_arena, synthetic_arena
+        from offline_eval.logs.open_bandit import CAMPAIGNS, check_campaign
         from offline_eval.provenance import provenance
+        from offline_eval.replay.comparison import plain
 
         worlds = {"synthetic": synthetic_arena()}
         if self.kuairec:

@@ -10,7 +10,7 @@ from rich.table import Table
 from esr_trainer.command_line import Command, note, show
 
 if TYPE_CHECKING:
-    from offline_eval.pg_ret import Judged
+    from offline_eval.procedures.pg_ret import Judged
 
 
 class PgRet(Command):
@@ -34,7 +34,7 @@ class PgRet(Command):
         import torch
 
         from esr_trainer.environments import read_world
-        from offline_eval.pg_ret import BUDGETS, ORACLE_ABOVE, Judged, Question, judge_seed
+        from offline_eval.procedures.pg_ret import BUDGETS, ORACLE_ABOVE, Judged, Question, judge_seed
         from offline_eval.provenance import provenance, write_json
 
         torch.set_num_threads(1)
@@ -54,7 +54,7 @@ class PgRet(Command):
     def summary(self, judged: "list[Judged]") -> Mapping[str, Any]:
         """Means over the seeds and their standard errors, printed and given."""
         from esr_trainer.replicas import mean_over_seeds
-        from offline_eval.pg_ret import MEASURES, by_policy
+        from offline_eval.procedures.pg_ret import MEASURES, by_policy
 
         result: dict[str, Any] = {}
         table = Table("policy", *MEASURES, title="KuaiRec, judged by the real labels (standard error)")

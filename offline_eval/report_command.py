@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from esr_trainer.command_line import Command, UsageError, note
 
 if TYPE_CHECKING:
-    from offline_eval.report import Section
+    from offline_eval.report.report import Section
 
 RESULTS = Path("offline_eval/results")
 
@@ -35,9 +35,9 @@ def write_report(page: Path, title: str, sections: "Sequence[Section]", figures:
     Raises:
         UsageError: it cannot be written there.
     """
-    from offline_eval.figures import write_files
     from offline_eval.provenance import commit, machine
-    from offline_eval.report import Page, render
+    from offline_eval.report.figures import write_files
+    from offline_eval.report.report import Page, render
 
     made = f"{command_line()} · commit {commit()} · {machine()}"
     html = render(Page(title, made, sections))
@@ -70,7 +70,7 @@ class Report(Command):
 
     def run(self) -> Mapping[str, Any]:
         """Write the page."""
-        from offline_eval.results_page import results_sections
+        from offline_eval.report.results_page import results_sections
 
         check_place(self.out)
         sections = results_sections(self.results, self.budget)

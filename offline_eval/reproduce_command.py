@@ -16,9 +16,9 @@ from offline_eval.ma2020_command import Ma2020, WorldName
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from offline_eval.cells import Cell, CellResult
     from offline_eval.grids import Grid
-    from offline_eval.measurements import Measurement
+    from offline_eval.reproduce.cells import Cell, CellResult
+    from offline_eval.reproduce.measurements import Measurement
 
 PaperName = Literal[
     "table2", "table3", "table4", "table5", "table6", "figure3", "figure4", "variance", "convergence", "ma2020"
@@ -66,7 +66,7 @@ class Reproduce(Command):
 
     def run(self) -> Mapping[str, Any]:
         """Run what is missing; print and plot what is there."""
-        from offline_eval.measurements import MEASUREMENTS
+        from offline_eval.reproduce.measurements import MEASUREMENTS
 
         if self.name == "ma2020":
             return self.ma2020()
@@ -90,8 +90,8 @@ class Reproduce(Command):
         from rich.console import Console
         from rich.progress import track
 
-        from offline_eval.measurements import stored_rows
         from offline_eval.provenance import provenance
+        from offline_eval.reproduce.measurements import stored_rows
 
         rows = stored_rows(measurement, self.results)
         if rows:
@@ -107,9 +107,9 @@ class Reproduce(Command):
 
     def learned(self) -> Mapping[str, Any]:
         """Run what is missing; print and plot what is there."""
-        from offline_eval.cells import known_results
-        from offline_eval.experiments import EXPERIMENTS
-        from offline_eval.plan import BUDGETS, Plan
+        from offline_eval.reproduce.cells import known_results
+        from offline_eval.reproduce.experiments import EXPERIMENTS
+        from offline_eval.reproduce.plan import BUDGETS, Plan
 
         budget = BUDGETS[self.budget]
         shared = self.shared if self.shared and self.shared.is_dir() else None
@@ -132,7 +132,7 @@ class Reproduce(Command):
         """Raise a UsageError where the device is not there, or a learner cannot compute on it."""
         import torch
 
-        from offline_eval.learners import ON_ANY_DEVICE
+        from offline_eval.reproduce.learners import ON_ANY_DEVICE
 
         if self.device == "cpu":
             return
@@ -146,8 +146,8 @@ class Reproduce(Command):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-        from offline_eval.cells import forget, read_results, write_results
-        from offline_eval.workers import run_cells
+        from offline_eval.reproduce.cells import forget, read_results, write_results
+        from offline_eval.reproduce.workers import run_cells
 
         path, unfinished = self.results / f"{self.name}.json", self.results / "unfinished"
         missing = [cell for key, cell in cells.items() if key not in known]
@@ -175,7 +175,7 @@ class Reproduce(Command):
         for grid in grids:
             show(rich_table(grid))
         if figures:
-            from offline_eval.plots import endings, save
+            from offline_eval.reproduce.plots import endings, save
 
             for name, draw in figures.items():
                 written = save(draw(), self.results / name, endings(self.pdf))

@@ -25,8 +25,8 @@ class Tables(Command):
 
     def run(self) -> Mapping[str, Any]:
         """Rewrite the pages whose tables are not what the results say; draw what they name."""
-        from offline_eval.pages import figures_of, names_in, rewritten
-        from offline_eval.plots import endings, save
+        from offline_eval.report.pages import figures_of, names_in, rewritten
+        from offline_eval.reproduce.plots import endings, save
 
         changed: list[str] = []
         names: list[str] = []

@@ -18,6 +18,15 @@ TORCH_FREE = (
 PUBLISHING = ("__main__", "index_building", "items", "bench_index", "stand_in")
 """serving's modules that a server does not load, beside its commands."""
 
+JUDGES = {
+    "replay": (),
+    "logs": ("replay",),
+    "procedures": ("replay", "logs"),
+    "reproduce": ("procedures",),
+    "report": ("replay", "logs", "procedures", "reproduce"),
+}
+"""offline_eval's rooms, and which of them each may enter; its commands, at the top, may enter all."""
+
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py") if "wire" not in path.parts)
 
 
@@ -49,6 +58,15 @@ def test_rooms(path: Path) -> None:
             publishes = path.stem in PUBLISHING or "command" in path.stem
             may = TORCH_FREE if publishes else SERVED
             assert not {name for name in inside(names, "esr_trainer") if not name.startswith(may)}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rooms_of_the_evaluator(path: Path) -> None:
+    place = path.relative_to(ROOT).parts
+    if place[0] == "offline_eval" and len(place) > 2:
+        entered = {name.split(".")[1] for name in inside(imports(path), "offline_eval") if "." in name}
+        assert not {name for name in entered if "command" in name}
+        assert entered & set(JUDGES) <= {place[1], *JUDGES[place[1]]}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

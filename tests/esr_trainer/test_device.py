@@ -19,7 +19,7 @@ from esr_trainer.policy_value import optimal_value, popularity_value, uniform_va
 from esr_trainer.preparation import prepare
 from esr_trainer.system import system_of
 from esr_trainer.training import greedy_values
-from offline_eval.compare import Question, compare
+from offline_eval.replay.compare import Question, compare
 
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
 SMALL = ["--environment", "synthetic", "--candidates", "6", "--batch", "32", "--experts", "2"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from esr_trainer.estimators import ESTIMATORS
-from offline_eval.inclusion_error import drawn_inclusion
+from offline_eval.reproduce.inclusion_error import drawn_inclusion
 
 
 def normal(*shape: int, seed: int, scale: float = 1.0) -> Tensor:

@@ -15,7 +15,7 @@ from esr_trainer.learner import NonFiniteLossError
 from esr_trainer.preparation import prepare
 from esr_trainer.replicas import mean_over_seeds, prepare_replicas
 from esr_trainer.run import train, train_side_by_side
-from offline_eval.compare import Question, compare
+from offline_eval.replay.compare import Question, compare
 from serving.export import export
 from tests.conftest import last_json
 

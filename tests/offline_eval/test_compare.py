@@ -11,9 +11,9 @@ from esr_trainer.command_line import main
 from esr_trainer.environments import open_world
 from esr_trainer.system import system_of
 from offline_eval.__main__ import OfflineEval
-from offline_eval.comparison import Comparison, Judged
 from offline_eval.intervals import bootstrap
-from offline_eval.judging import trained
+from offline_eval.replay.comparison import Comparison, Judged
+from offline_eval.replay.judging import trained
 from serving.export import export
 from tests.conftest import last_json, run_module
 

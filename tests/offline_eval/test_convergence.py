@@ -5,7 +5,7 @@ import pytest
 from esr_trainer.policy_value import optimal_value
 from esr_trainer.synthetic import synthetic_world
 from esr_trainer.training import greedy_values
-from offline_eval.convergence import (
+from offline_eval.reproduce.convergence import (
     CANDIDATES,
     CONTEXTS,
     LEARNERS,
@@ -18,7 +18,7 @@ from offline_eval.convergence import (
     steps_to_share,
     system_for,
 )
-from offline_eval.plots import convergence_figure
+from offline_eval.reproduce.plots import convergence_figure
 
 
 @pytest.mark.parametrize("name", LEARNERS)

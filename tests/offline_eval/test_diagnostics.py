@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from offline_eval.diagnostics import (
+from offline_eval.intervals import Estimate
+from offline_eval.logs.diagnostics import (
     Calibration,
     Running,
     gates,
@@ -12,7 +13,6 @@ from offline_eval.diagnostics import (
     outside,
     overlap,
 )
-from offline_eval.intervals import Estimate
 
 
 def running(*pages: list[float]) -> Running:

@@ -7,7 +7,7 @@ import pytest
 
 from esr_trainer.command_line import UsageError, main
 from offline_eval.__main__ import OfflineEval
-from offline_eval.extreme_classification import FEATURES, extreme_classification
+from offline_eval.procedures.extreme_classification import FEATURES, extreme_classification
 
 SMALL = "3 4 5\n0,3 0:0.5 2:1.5\n 1:1\n4\n"
 

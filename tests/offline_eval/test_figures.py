@@ -4,7 +4,7 @@ import re
 
 from matplotlib import pyplot as plt
 
-from offline_eval.figures import COLOURS, INK, Chart, inline_svg, write_files
+from offline_eval.report.figures import COLOURS, INK, Chart, inline_svg, write_files
 
 
 def chart(name="learning"):

@@ -7,7 +7,7 @@ import torch
 
 from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.policy import sample_candidates
-from offline_eval.gradient_variance import EXACT, REST, gradient_errors, gradient_grid, moments_of
+from offline_eval.reproduce.gradient_variance import EXACT, REST, gradient_errors, gradient_grid, moments_of
 
 LOGITS = torch.tensor([0.5, -1.0, 1.5, 0.0, 0.2], dtype=torch.float64)
 REWARDS = torch.tensor([1.0, 3.0, 2.0, 1.5, 2.5], dtype=torch.float64)

@@ -12,7 +12,7 @@ import pytest
 from esr_trainer.checkpoint import checkpoints
 from esr_trainer.command_line import UsageError
 from esr_trainer.config import TrainConfig
-from offline_eval.halfway import learn_resumably
+from offline_eval.reproduce.halfway import learn_resumably
 from tests.conftest import ROOT
 
 CONFIG = TrainConfig(
@@ -24,7 +24,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     program = (
         "import sys; from pathlib import Path; from esr_trainer.config import TrainConfig; "
-        "from offline_eval.halfway import learn_resumably; "
+        "from offline_eval.reproduce.halfway import learn_resumably; "
         "learn_resumably(TrainConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2])); print('over')"
     )
     command = [sys.executable, "-c", program, CONFIG.model_dump_json(), str(folder)]

@@ -5,7 +5,7 @@ import pytest
 
 from esr_trainer.command_line import UsageError
 from esr_trainer.config import TrainConfig
-from offline_eval.held_out import LEARNERS, split
+from offline_eval.reproduce.held_out import LEARNERS, split
 
 USERS, VIDEOS, GROUPS = 60, 40, 4
 

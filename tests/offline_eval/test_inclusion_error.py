@@ -8,7 +8,7 @@ import torch
 from esr_trainer.command_line import main
 from esr_trainer.estimators import ESTIMATORS
 from offline_eval.__main__ import OfflineEval
-from offline_eval.inclusion_error import drawn_inclusion, errors_of
+from offline_eval.reproduce.inclusion_error import drawn_inclusion, errors_of
 from tests.conftest import last_json
 
 

@@ -7,7 +7,7 @@ import torch
 from esr_trainer.features import Features, id_features
 from esr_trainer.reward_model import Interactions
 from esr_trainer.vocabularies import Categories
-from offline_eval.joined_network import JoinedNetwork, fit
+from offline_eval.procedures.joined_network import JoinedNetwork, fit
 
 
 def kinds(count: int) -> Features:

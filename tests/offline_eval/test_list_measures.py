@@ -6,7 +6,7 @@ import torch
 from esr_trainer.environments import open_world
 from esr_trainer.late_stage_rankers import LATE_STAGE_RANKERS
 from esr_trainer.policy_value import System
-from offline_eval.list_measures import LIST_MEASURES, Lists, best, best_of_ranker, best_of_world, measure, recall
+from offline_eval.replay.list_measures import LIST_MEASURES, Lists, best, best_of_ranker, best_of_world, measure, recall
 
 LISTS = Lists(
     candidates=torch.tensor([[3, 2], [3, 0], [0, 3]]),

@@ -11,9 +11,9 @@ import torch
 from esr_trainer.command_line import UsageError, main
 from esr_trainer.policy import sample_candidates
 from offline_eval.__main__ import OfflineEval
-from offline_eval.log_evaluation import LOGGED_POLICY, LogQuestion, evaluate, evaluate_log
-from offline_eval.log_options import LogOptions
-from offline_eval.target_policies import TargetPolicy, open_policy
+from offline_eval.logs.log_evaluation import LOGGED_POLICY, LogQuestion, evaluate, evaluate_log
+from offline_eval.logs.log_options import LogOptions
+from offline_eval.logs.target_policies import TargetPolicy, open_policy
 from tests.conftest import last_json
 from tests.offline_eval.conftest import WORLD
 
@@ -136,7 +136,7 @@ def test_pages_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     policy, log = plain_log(tmp_path / "log.csv", 900), str(tmp_path / "log.csv")
     options = LogOptions(estimators=("snips", "dr", "replay"), interval="t")
     whole = evaluate(LogQuestion(log, options=options), [policy], policy)
-    monkeypatch.setattr("offline_eval.logged_rounds.PAGE", 70)
+    monkeypatch.setattr("offline_eval.logs.logged_rounds.PAGE", 70)
     paged = evaluate(LogQuestion(log, options=options), [policy], policy)
     for one, other in zip(whole.judged[0].estimated, paged.judged[0].estimated, strict=True):
         assert one.value == pytest.approx(other.value, rel=1e-9)

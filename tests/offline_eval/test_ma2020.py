@@ -10,10 +10,10 @@ import torch
 from esr_trainer.command_line import UsageError, main
 from esr_trainer.features import id_features
 from esr_trainer.world import World
-from offline_eval import ma2020
 from offline_eval.__main__ import OfflineEval
-from offline_eval.labelled_worlds import LabelledWorld
-from offline_eval.ma2020 import (
+from offline_eval.procedures import ma2020
+from offline_eval.procedures.labelled_worlds import LabelledWorld
+from offline_eval.procedures.ma2020 import (
     POPULAR,
     RANDOM,
     RANKER,
@@ -32,7 +32,7 @@ from offline_eval.ma2020 import (
     references,
     run_one,
 )
-from offline_eval.ranked_labels import CUTS
+from offline_eval.procedures.ranked_labels import CUTS
 
 BUDGET = Budget(runs=2, tuning_runs=1, steps=20, learning_rates=(0.001, 0.1))
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from esr_trainer.command_line import UsageError
-from offline_eval.inclusion_error import CHUNK, PAPER_CANDIDATES, paper_errors
-from offline_eval.measurements import MEASUREMENTS, figure4_grids, stored_rows, table5_grids
-from offline_eval.published import TABLE_5
-from offline_eval.runtime import Timing
+from offline_eval.reproduce.inclusion_error import CHUNK, PAPER_CANDIDATES, paper_errors
+from offline_eval.reproduce.measurements import MEASUREMENTS, figure4_grids, stored_rows, table5_grids
+from offline_eval.reproduce.published import TABLE_5
+from offline_eval.reproduce.runtime import Timing
 from tests.conftest import last_json, run_module
 
 

@@ -7,9 +7,9 @@ import pytest
 
 from esr_trainer.command_line import UsageError, main
 from offline_eval.__main__ import OfflineEval
-from offline_eval.labelled_worlds import LabelledWorld
-from offline_eval.ma2020 import feedback_of, run_one
-from offline_eval.movielens import CUT, movielens, source_of
+from offline_eval.procedures.labelled_worlds import LabelledWorld
+from offline_eval.procedures.ma2020 import feedback_of, run_one
+from offline_eval.procedures.movielens import CUT, movielens, source_of
 
 
 def likes(user: int, movie: int) -> bool:

@@ -9,9 +9,9 @@ import pytest
 
 from esr_trainer.command_line import main
 from offline_eval.__main__ import OfflineEval
-from offline_eval.diagnostics import LEAST_SAMPLE
-from offline_eval.ope_error import ESTIMATED, OpeError, ope_errors
-from offline_eval.ope_worlds import (
+from offline_eval.logs.diagnostics import LEAST_SAMPLE
+from offline_eval.logs.ope_error import ESTIMATED, OpeError, ope_errors
+from offline_eval.logs.ope_worlds import (
     FAMILIES,
     NUM_CANDIDATES,
     Arena,

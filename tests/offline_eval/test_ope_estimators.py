@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offline_eval.ope_estimators import OPE_ESTIMATORS, Limits
-from offline_eval.weighed_rounds import Terms, WeighedRounds, per_round, weight_of
+from offline_eval.logs.ope_estimators import OPE_ESTIMATORS, Limits
+from offline_eval.logs.weighed_rounds import Terms, WeighedRounds, per_round, weight_of
 
 N = 5
 LOGGING = np.array([0.3, -0.5, 0.9, 0.0, -1.0])

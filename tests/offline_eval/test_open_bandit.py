@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offline_eval.open_bandit import CAMPAIGNS, check_campaign, share_policy
+from offline_eval.logs.open_bandit import CAMPAIGNS, check_campaign, share_policy
 
 LOG = "item_id,position,click,propensity_score\n" + "7,1,0,0.1\n7,1,1,0.2\n7,1,0,0.3\n8,1,1,0.4\n8,2,0,0.5\n"
 

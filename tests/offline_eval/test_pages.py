@@ -6,7 +6,7 @@ import pytest
 
 from esr_trainer.command_line import UsageError, main
 from offline_eval.__main__ import OfflineEval
-from offline_eval.pages import rewritten
+from offline_eval.report.pages import rewritten
 from tests.conftest import ROOT
 
 RESULTS = ROOT / "offline_eval/results"

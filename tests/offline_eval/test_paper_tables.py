@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from offline_eval.cells import CellResult, known_results, write_results
-from offline_eval.experiments import EXPERIMENTS
-from offline_eval.paper_tables import PAPER_TABLES, config_of, leaves, paper_grid, values_of
-from offline_eval.plan import BUDGETS, Plan
-from offline_eval.published import EARLY, Published
-from offline_eval.summary import Mean
+from offline_eval.reproduce.cells import CellResult, known_results, write_results
+from offline_eval.reproduce.experiments import EXPERIMENTS
+from offline_eval.reproduce.paper_tables import PAPER_TABLES, config_of, leaves, paper_grid, values_of
+from offline_eval.reproduce.plan import BUDGETS, Plan
+from offline_eval.reproduce.published import EARLY, Published
+from offline_eval.reproduce.summary import Mean
 
 SHORT = Plan(BUDGETS["short"], Path("shared"), Path("results"))
 

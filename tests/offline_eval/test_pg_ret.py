@@ -11,7 +11,7 @@ from esr_trainer.environments import read_world
 from esr_trainer.pg_ret import top_of
 from esr_trainer.preparation import settle
 from offline_eval.__main__ import OfflineEval
-from offline_eval.pg_ret import (
+from offline_eval.procedures.pg_ret import (
     GOALS,
     INFONCE,
     LIST,

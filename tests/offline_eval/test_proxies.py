@@ -8,8 +8,8 @@ from esr_trainer.config import TrainConfig
 from esr_trainer.interaction import Round
 from esr_trainer.learner import descend
 from esr_trainer.training import losses_of, play
-from offline_eval.curves import new_run
-from offline_eval.proxies import INTERACTIONS, LEARNERS, regression, sampled_softmax
+from offline_eval.reproduce.curves import new_run
+from offline_eval.reproduce.proxies import INTERACTIONS, LEARNERS, regression, sampled_softmax
 
 SMALL = TrainConfig(
     environment="synthetic", contexts=40, items=60, candidates=5, experts=1, steps=300, evaluate_every=100, batch=64

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from offline_eval.published import (
+from offline_eval.reproduce.published import (
     EARLY,
     FIGURE_4,
     FIGURE_4_HERE,

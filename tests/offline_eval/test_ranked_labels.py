@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from offline_eval.ranked_labels import by_name, ranked_labels
+from offline_eval.procedures.ranked_labels import by_name, ranked_labels
 
 
 def test_by_hand() -> None:

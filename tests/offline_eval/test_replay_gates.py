@@ -3,9 +3,9 @@
 import pytest
 
 from offline_eval.intervals import Estimate
-from offline_eval.replay_gates import context_gate, drift_gate, enough_gate, segment_gate, skew_gate
-from offline_eval.segments import SegmentValue
-from offline_eval.served import Served
+from offline_eval.replay.replay_gates import context_gate, drift_gate, enough_gate, segment_gate, skew_gate
+from offline_eval.replay.segments import SegmentValue
+from offline_eval.replay.served import Served
 
 VALUE = Estimate(2.0, 1.9, 2.1)
 SAME = Served("top1-0", "flat", VALUE, Estimate(0.0, 0.0, 0.0), 0.0, 1.0, 0.0)

@@ -7,9 +7,9 @@ from matplotlib import pyplot as plt
 
 from esr_trainer.command_line import main
 from offline_eval.__main__ import OfflineEval
-from offline_eval.figures import Chart
 from offline_eval.grids import Grid
-from offline_eval.report import Banner, Page, Section, render
+from offline_eval.report.figures import Chart
+from offline_eval.report.report import Banner, Page, Section, render
 from tests.browser import chromium
 from tests.conftest import run_module
 

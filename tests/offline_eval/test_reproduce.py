@@ -13,11 +13,11 @@ from scipy import stats
 from esr_trainer.command_line import main
 from esr_trainer.config import TrainConfig
 from offline_eval.__main__ import OfflineEval
-from offline_eval.cells import Cell, CellResult, read_results, run_cell
-from offline_eval.curves import new_run
-from offline_eval.experiments import EXPERIMENTS
-from offline_eval.plan import BUDGETS, Plan
-from offline_eval.summary import summarise
+from offline_eval.reproduce.cells import Cell, CellResult, read_results, run_cell
+from offline_eval.reproduce.curves import new_run
+from offline_eval.reproduce.experiments import EXPERIMENTS
+from offline_eval.reproduce.plan import BUDGETS, Plan
+from offline_eval.reproduce.summary import summarise
 from tests.conftest import last_json, run_module
 
 

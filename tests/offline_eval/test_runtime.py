@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from offline_eval import plots
 from offline_eval.provenance import provenance
-from offline_eval.runtime import Timing, runtime
+from offline_eval.reproduce import plots
+from offline_eval.reproduce.runtime import Timing, runtime
 
 NAMES = ("top1", "ca-poisson")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from esr_trainer.command_line import UsageError
-from offline_eval.segments import read_segments, value_segments
+from offline_eval.replay.segments import read_segments, value_segments
 
 
 def test_contexts_are_in_the_segments_of_their_values(tmp_path: Path) -> None:

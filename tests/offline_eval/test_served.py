@@ -9,7 +9,7 @@ from esr_trainer.environments import open_world
 from esr_trainer.features import id_features
 from esr_trainer.policy import greedy_candidates
 from esr_trainer.towers import EarlyStageRanker
-from offline_eval.served import exported, largest_regret, open_bundle, served_candidates
+from offline_eval.replay.served import exported, largest_regret, open_bundle, served_candidates
 from serving.export_check import TIE
 
 ITEMS = torch.tensor([[1.0], [1.0 + 1e-6], [0.9], [0.1]])

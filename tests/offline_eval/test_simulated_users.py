@@ -8,7 +8,7 @@ from esr_trainer import feedback_log
 from esr_trainer.checkpoint import Checkpoint
 from esr_trainer.environments import open_world
 from esr_trainer.system import system_of
-from offline_eval.simulated_users import SimulatedUsers
+from offline_eval.procedures.simulated_users import SimulatedUsers
 from serving.wire import retrieval_pb2
 from tests.conftest import serving
 

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from esr_trainer.config import TrainConfig
-from offline_eval.cells import Cell, CellResult
-from offline_eval.speed import first_non_finite_step, sooner, speed_grid, step_of
+from offline_eval.reproduce.cells import Cell, CellResult
+from offline_eval.reproduce.speed import first_non_finite_step, sooner, speed_grid, step_of
 
 
 def run(estimator: str, seed: int, values: list[float], failure: str | None = None) -> CellResult:

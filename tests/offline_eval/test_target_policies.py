@@ -8,8 +8,8 @@ import pytest
 
 from esr_trainer.command_line import UsageError
 from esr_trainer.environments import open_world
-from offline_eval.logged_rounds import LoggedRounds, of_records
-from offline_eval.target_policies import TargetPolicy, Weigher, open_policy
+from offline_eval.logs.logged_rounds import LoggedRounds, of_records
+from offline_eval.logs.target_policies import TargetPolicy, Weigher, open_policy
 from tests.offline_eval.served_logs import served
 
 TABLE = np.log([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
@@ -24,7 +24,7 @@ def page(bundles: Path) -> LoggedRounds:
 
 @pytest.mark.parametrize("source", ["checkpoint", "bundle root", "bundle version"])
 def test_the_policy_that_logged_weighs_one(page, trained_run, bundles, source, monkeypatch) -> None:
-    monkeypatch.setattr("offline_eval.target_policies.CELLS", 100_000)  # several blocks
+    monkeypatch.setattr("offline_eval.logs.target_policies.CELLS", 100_000)  # several blocks
     path = {"checkpoint": trained_run, "bundle root": bundles, "bundle version": bundles / "1"}[source]
     rounds = Weigher(open_policy(path)).weigh(page, "sum")
     assert rounds.log_inclusion_ratios == pytest.approx(np.zeros((60, 2)), abs=1e-5)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from offline_eval.intervals import empirical_bernstein, student_t
-from offline_eval.term_sums import TermSums
-from offline_eval.weighed_rounds import Terms, per_round
+from offline_eval.logs.term_sums import TermSums
+from offline_eval.logs.weighed_rounds import Terms, per_round
 
 
 def terms(count: int, seed: int, shift: float = 0.0) -> Terms:

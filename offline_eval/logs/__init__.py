@@ -1,0 +1,1 @@
+"""Judge checkpoints by the log of another policy."""

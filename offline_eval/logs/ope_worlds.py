@@ -1,0 +1,222 @@
+"""Small worlds whose true values are known, ten policies in each, and any number of logs of one of them.
+
+Axes: C contexts, N items, R rounds of all logs together, L slots, K candidates.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+from esr_trainer.environments import open_world
+from esr_trainer.estimators import v
+from esr_trainer.inclusion import log_inclusion_probabilities
+from esr_trainer.late_stage_rankers import LATE_STAGE_RANKERS
+from esr_trainer.policy import sample_candidates
+from esr_trainer.synthetic import synthetic_world
+from esr_trainer.world import World
+from offline_eval.logs.logged_rounds import LoggedRounds
+from offline_eval.logs.target_policies import TargetPolicy, Weigher
+from offline_eval.logs.weighed_rounds import WeighedRounds
+
+POLICIES = 10
+NUM_CANDIDATES, NUM_SLOTS = 5, 2
+"""K and L of the two-stage logs; L of the slates."""
+TRUTH = 200_000
+"""Rounds of the target policy itself that tell its value where no sum does."""
+SHARPNESS = 1.0
+"""Standard deviation of a policy's logits."""
+MODEL_ERROR = 0.5
+"""Standard deviation of the reward model's error, in those of the expected rewards."""
+
+
+class Arena(NamedTuple):
+    """A world, the policy that logs, and those that are judged."""
+
+    world: World
+    logging: np.ndarray
+    """(C, N) logits."""
+    targets: np.ndarray
+    """(POLICIES, C, N) logits, better from one to the next."""
+    model: np.ndarray
+    """A reward model that is off, (C, N)."""
+
+
+def arena_of(world: World, seed: int) -> Arena:
+    """Policies between noise and the expected rewards; the one that logs is near the noise, and flat."""
+    generator = np.random.default_rng(seed)
+    expected = world.expected_reward.double().numpy()
+    score = (expected - expected.mean()) / expected.std()
+    noise = generator.normal(size=(POLICIES + 1, *score.shape))
+    shares = np.linspace(0.0, 0.9, POLICIES)[:, None, None]
+    targets = SHARPNESS * (shares * score + np.sqrt(1 - shares**2) * (noise[1:] + noise[:1]) / np.sqrt(2))
+    logging = 0.5 * (0.3 * score + noise[0])
+    model = expected + MODEL_ERROR * expected.std() * generator.normal(size=score.shape)
+    return Arena(world, logging, targets, model)
+
+
+def synthetic_arena() -> Arena:
+    """30 contexts and 20 items of a synthetic world."""
+    return arena_of(synthetic_world(num_contexts=30, num_items=20), seed=0)
+
+
+def kuairec_arena(path: Path) -> Arena:
+    """KuaiRec's labels 1{watch_ratio > 2} of 30 users, evenly spread, and the 20 videos with most of them."""
+    world = open_world("kuairec", path, 0)
+    users = torch.linspace(0, world.num_contexts - 1, 30).long()
+    videos = world.expected_reward[users].mean(dim=0).topk(20).indices
+    return arena_of(world.subset(users, videos), seed=0)
+
+
+class Logs(NamedTuple):
+    """Rounds that a policy logged, one log after the other."""
+
+    page: LoggedRounds
+    contexts: np.ndarray
+    """(R,) rows."""
+    items: np.ndarray
+    """(R, L) rows."""
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    result: np.ndarray = weights / weights.sum(axis=-1, keepdims=True)
+    return result
+
+
+def policy_of(arena: Arena, logits: np.ndarray, name: str) -> TargetPolicy:
+    """A policy of one expert with these logits, (C, N)."""
+    return TargetPolicy(name, arena.world.context_ids, arena.world.item_ids, 1, lambda rows: logits[rows][:, None])
+
+
+def text(rows: np.ndarray, ids: tuple[str, ...]) -> pl.Series:
+    """Ids of rows, flat."""
+    return pl.Series(np.array(ids, dtype=object)[rows.ravel()].tolist(), dtype=pl.String)
+
+
+def draw_rewards(world: World, contexts: np.ndarray, items: np.ndarray, seed: int) -> np.ndarray:
+    """What showing the items earns, (R, L)."""
+    generator = torch.Generator().manual_seed(seed)
+    return world.draw_rewards(torch.from_numpy(contexts), torch.from_numpy(items), generator).double().numpy()
+
+
+def item_logs(arena: Arena, logits: np.ndarray, num_rounds: int, seed: int) -> Logs:
+    """One item a round, drawn from the softmax."""
+    generator = np.random.default_rng(seed)
+    contexts = generator.integers(len(logits), size=num_rounds)
+    noise = generator.gumbel(size=(num_rounds, logits.shape[1]))
+    items = (logits[contexts] + noise).argmax(axis=1)[:, None]
+    page = LoggedRounds(
+        contexts=text(contexts, arena.world.context_ids),
+        slate=text(items, arena.world.item_ids),
+        rewards=draw_rewards(arena.world, contexts, items, seed),
+        log_propensities=np.log(softmax(logits)[contexts[:, None], items]),
+    )
+    return Logs(page, contexts, items)
+
+
+def two_stage_logs(arena: Arena, logits: np.ndarray, num_rounds: int, seed: int, lsr: str) -> Logs:
+    """K candidates drawn as a server does, of which a late-stage ranker shows L."""
+    table = torch.from_numpy(logits)[:, None]  # (C, 1, N)
+    contexts, candidates, slate = show(arena.world, table, num_rounds, seed, lsr)
+    log_inclusion = log_inclusion_probabilities(table, NUM_CANDIDATES)[contexts]
+    log_set = v(table[contexts], slate[:, :1], candidates)[:, 0].numpy()
+    rows, items = contexts.numpy(), slate.numpy()
+    page = LoggedRounds(
+        contexts=text(rows, arena.world.context_ids),
+        slate=text(items, arena.world.item_ids),
+        rewards=draw_rewards(arena.world, rows, items, seed),
+        candidates=text(candidates.numpy(), arena.world.item_ids),
+        inclusion=log_inclusion.gather(1, candidates).exp().numpy(),
+        log_inclusion=log_inclusion.gather(1, slate).numpy(),
+        log_set_probability=log_set,
+    )
+    return Logs(page, rows, items)
+
+
+def show(world: World, table: Tensor, num_rounds: int, seed: int, lsr: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Rounds' contexts (R,), candidates (R, K) and slates (R, L) of a policy's logits (C, 1, N)."""
+    generator = torch.Generator().manual_seed(seed)
+    contexts = torch.randint(len(table), (num_rounds,), generator=generator)
+    candidates = sample_candidates(table[contexts], NUM_CANDIDATES, generator)
+    positions = LATE_STAGE_RANKERS[lsr].rank(world.scores(contexts, candidates), NUM_SLOTS, generator)
+    return contexts, candidates, candidates.gather(1, positions)
+
+
+def slate_logs(arena: Arena, logits: np.ndarray, num_rounds: int, seed: int) -> Logs:
+    """L slots, filled independently of each other from one softmax: an item may come twice."""
+    generator = np.random.default_rng(seed)
+    contexts = generator.integers(len(logits), size=num_rounds)
+    noise = generator.gumbel(size=(num_rounds, NUM_SLOTS, logits.shape[1]))
+    items = (logits[contexts][:, None] + noise).argmax(axis=2)
+    page = LoggedRounds(
+        contexts=text(contexts, arena.world.context_ids),
+        slate=text(items, arena.world.item_ids),
+        rewards=draw_rewards(arena.world, contexts, items, seed),
+        log_propensities=np.log(softmax(logits)[contexts[:, None], items]),
+    )
+    return Logs(page, contexts, items)
+
+
+def weigh_items(arena: Arena, target: np.ndarray, logs: Logs) -> WeighedRounds:
+    """As the command does, with the arena's reward model."""
+    rounds = Weigher(policy_of(arena, target, "target")).weigh(logs.page, "sum")
+    return rounds._replace(
+        predicted=arena.model[logs.contexts, logs.items[:, 0]],
+        predicted_value=(softmax(target) * arena.model).sum(axis=1)[logs.contexts],
+    )
+
+
+def weigh_two_stage(arena: Arena, target: np.ndarray, logs: Logs) -> WeighedRounds:
+    """As the command does."""
+    return Weigher(policy_of(arena, target, "target")).weigh(logs.page, "sum")
+
+
+def weigh_slates(arena: Arena, target: np.ndarray, logs: Logs) -> WeighedRounds:
+    """Both policies fill the slots independently, so what was shown above changes nothing."""
+    assert logs.page.log_propensities is not None
+    ratios = np.log(softmax(target)[logs.contexts[:, None], logs.items]) - logs.page.log_propensities
+    return WeighedRounds(logs.page.rewards, logs.page.shown, log_ratios=ratios, log_marginal_ratios=ratios)
+
+
+def exact_value(arena: Arena, target: np.ndarray, num_slots: int) -> float:
+    """Of slots that are filled from the softmax: num_slots x mean sum_a pi(a | x) q(x, a)."""
+    expected = arena.world.expected_reward.double().numpy()
+    return num_slots * float((softmax(target) * expected).sum(axis=1).mean())
+
+
+def drawn_value(arena: Arena, target: np.ndarray, lsr: str) -> float:
+    """The mean expected reward of TRUTH rounds of the policy itself."""
+    contexts, _, slate = show(arena.world, torch.from_numpy(target)[:, None], TRUTH, 12345, lsr)
+    return float(arena.world.expected_rewards(contexts, slate).double().sum(dim=1).mean())
+
+
+class Family(NamedTuple):
+    """A kind of log, and what is known of it."""
+
+    draw: Callable[[Arena, np.ndarray, int, int], Logs]
+    """(arena, logits, R, seed)."""
+    weigh: Callable[[Arena, np.ndarray, Logs], WeighedRounds]
+    value: Callable[[Arena, np.ndarray], float]
+
+
+FAMILIES: Mapping[str, Family] = {
+    "items": Family(item_logs, weigh_items, lambda arena, target: exact_value(arena, target, 1)),
+    "slates": Family(slate_logs, weigh_slates, lambda arena, target: exact_value(arena, target, NUM_SLOTS)),
+    "two-stage, uniform LSR": Family(
+        lambda arena, logits, rounds, seed: two_stage_logs(arena, logits, rounds, seed, "uniform"),
+        weigh_two_stage,
+        lambda arena, target: drawn_value(arena, target, "uniform"),
+    ),
+    "two-stage, noisy LSR": Family(
+        lambda arena, logits, rounds, seed: two_stage_logs(arena, logits, rounds, seed, "noisy"),
+        weigh_two_stage,
+        lambda arena, target: drawn_value(arena, target, "noisy"),
+    ),
+}
+"""Kind of log -> how it is drawn, weighed for a target, and what the target is worth."""

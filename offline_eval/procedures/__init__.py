@@ -1,0 +1,1 @@
+"""Whole procedures: the closed loop, learning from bandit feedback, and PG-Ret."""

@@ -1,0 +1,1 @@
+"""Judge checkpoints by replay: the same users through each."""

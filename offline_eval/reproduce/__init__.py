@@ -1,0 +1,1 @@
+"""Experiments: what was published, and our own studies, run here."""
