@@ -58,8 +58,10 @@ class Compare(Command):
 
     log: str | None = None
     """Judge by this log with propensities instead of by replay: a feedback log (an SQLite or Parquet file, or a
-    database's URL), Open Bandit's CSV, or a CSV or Parquet of context_id, item_id, reward and propensity. Candidates
-    and baseline may be bundles; default baseline what the logged policy earned."""
+    database's URL), Open Bandit's CSV, or a CSV or Parquet of context_id, item_id, reward and propensity; slates have
+    round_id and slot beside (rows in that order; propensity: given the slots above), and slot_propensity where the
+    item's chance of the slot alone is known. Candidates and baseline may be bundles; default baseline what the logged
+    policy earned."""
     logged: LogOptions = LogOptions()
     """How the log is judged."""
 

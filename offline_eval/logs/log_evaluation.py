@@ -25,8 +25,10 @@ from offline_eval.logs.diagnostics import (
     overlap,
 )
 from offline_eval.logs.log_options import IntervalName, LogOptions
+from offline_eval.logs.log_reader import LogKind, kind_of, read_rounds
 from offline_eval.logs.logged_reward_model import FittedRewards, fit_rewards
-from offline_eval.logs.logged_rounds import LoggedRounds, LogKind, kind_of, read_rounds
+from offline_eval.logs.logged_rounds import LoggedRounds
+from offline_eval.logs.logged_tables import TABLES
 from offline_eval.logs.ope_estimators import MODELLED, OPE_ESTIMATORS, Limits, OpeEstimatorName, mean_of
 from offline_eval.logs.target_policies import TargetPolicy, Weigher, open_policy
 from offline_eval.logs.term_sums import TermSums
@@ -43,6 +45,8 @@ OF_KIND: Mapping[LogKind, tuple[OpeEstimatorName, ...]] = {
     "feedback": ("sn-inclusion", "inclusion", "clipped-inclusion", "sn-candidate-set", "candidate-set"),
     "interactions": ("snips", "ips", "clipped-ips", "replay"),
     "open-bandit": ("snips", "ips", "clipped-ips", "replay"),
+    "slates": ("snips", "sips", "rips"),
+    "marginal-slates": ("snips", "sips", "rips", "iips", "pseudo-inverse"),
 }
 """Estimators of each kind of log where none are named; the first decides."""
 
@@ -51,8 +55,7 @@ class LogQuestion(NamedTuple):
     """What is asked of a log."""
 
     log: str
-    """A feedback log (SQLite, PostgreSQL, Parquet), Open Bandit's CSV, or a CSV or Parquet of context_id, item_id,
-    reward and propensity."""
+    """A feedback log (SQLite, PostgreSQL, Parquet), Open Bandit's CSV, or a CSV or Parquet of items or of slates."""
     margin: float = 0.0
     """Least gain that is worth a promotion, in the reward's unit."""
     slot_weights: SlotWeightsName = "sum"
@@ -213,7 +216,7 @@ def evaluate(
         )
     everyone = [*policies, baseline] if baseline else list(policies)
     is_modelled = any(set(MODELLED) & set(OPE_ESTIMATORS[name].needs) for name in names)
-    rewards = fit_rewards(log, everyone) if is_modelled and kind != "feedback" else None
+    rewards = fit_rewards(log, everyone) if is_modelled and kind in TABLES else None
     reading = LogReading(policies, baseline, names, rewards, question)
     for page in read_rounds(log, options.greedy_rounds):
         reading.add(page)

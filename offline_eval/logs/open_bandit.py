@@ -9,7 +9,7 @@ import polars as pl
 from offline_eval.intervals import Estimate, sample_of, student_t
 from offline_eval.logs.log_evaluation import Estimated, LogQuestion, evaluate
 from offline_eval.logs.log_options import LogOptions
-from offline_eval.logs.logged_rounds import read_rounds
+from offline_eval.logs.log_reader import read_rounds
 from offline_eval.logs.target_policies import TargetPolicy
 
 CAMPAIGNS = ("men", "women")

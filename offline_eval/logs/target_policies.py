@@ -18,6 +18,7 @@ from esr_trainer.estimators import v
 from esr_trainer.inclusion import log_inclusion_probabilities
 from esr_trainer.slots import SLOT_WEIGHTS
 from offline_eval.logs.logged_rounds import LoggedRounds
+from offline_eval.logs.slate_probabilities import log_of_slots, log_of_slots_alone
 from offline_eval.logs.weighed_rounds import WeighedRounds
 from serving.bundle import MANIFEST, latest_version, load_bundle, published_versions
 from serving.contexts import Contexts
@@ -103,7 +104,8 @@ class Weigher:
 
         Rounds with candidates: inclusion and candidate-set ratios, for as many candidates as each round had, among all
         items (what a request excluded, the log does not tell). Rounds that showed one item: the policy as it retrieves
-        one, whose probabilities are the softmax of its first expert.
+        one, whose probabilities are the softmax of its first expert. Slates: the policy as it retrieves as many, shown
+        in the order drawn.
 
         Args:
             page: rounds of a log.
@@ -115,6 +117,8 @@ class Weigher:
         contexts = self.context_rows(page.contexts)
         slate = rows_of(page.slate, self._item_ids).reshape(page.rewards.shape)
         rounds = WeighedRounds(weighted_rewards(page, slot_weights), page.shown)
+        if page.candidates is None and (page.rewards.shape[1] > 1 or page.log_marginals is not None):
+            return self._of_slates(rounds, page, contexts, slate)
         if page.candidates is None:
             return self._of_items(rounds, page, contexts, slate)
         return self._of_candidates(rounds, page, contexts, slate)
@@ -145,6 +149,25 @@ class Weigher:
         largest = logits.max(axis=1, keepdims=True)
         log_softmax: np.ndarray = logits - largest - np.log(np.exp(logits - largest).sum(axis=1, keepdims=True))
         return log_softmax
+
+    def _of_slates(
+        self, rounds: WeighedRounds, page: LoggedRounds, contexts: np.ndarray, slate: np.ndarray
+    ) -> WeighedRounds:
+        assert page.log_propensities is not None
+        given_above, alone, filled = np.zeros(slate.shape), np.zeros(slate.shape), rounds.shown.sum(axis=1)
+        for num_slots in np.unique(filled).tolist():
+            alike = np.flatnonzero(filled == num_slots)
+            for block, unique, place in self.blocks(contexts[alike]):
+                rows, logits = alike[block], torch.from_numpy(self.policy.logits(unique))
+                given_above[rows, :num_slots] = log_of_slots(logits[place], slate[rows, :num_slots])
+                if page.log_marginals is not None:
+                    alone[rows, :num_slots] = log_of_slots_alone(logits, place, slate[rows, :num_slots])
+        ratios = given_above - page.log_propensities
+        self.refuse_beyond(ratios.sum(axis=1))
+        if page.log_marginals is None:
+            return rounds._replace(log_ratios=ratios)
+        self.refuse_beyond(alone - page.log_marginals)
+        return rounds._replace(log_ratios=ratios, log_marginal_ratios=alone - page.log_marginals)
 
     def _of_candidates(
         self, rounds: WeighedRounds, page: LoggedRounds, contexts: np.ndarray, slate: np.ndarray

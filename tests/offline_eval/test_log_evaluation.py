@@ -136,7 +136,7 @@ def test_pages_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     policy, log = plain_log(tmp_path / "log.csv", 900), str(tmp_path / "log.csv")
     options = LogOptions(estimators=("snips", "dr", "replay"), interval="t")
     whole = evaluate(LogQuestion(log, options=options), [policy], policy)
-    monkeypatch.setattr("offline_eval.logs.logged_rounds.PAGE", 70)
+    monkeypatch.setattr("offline_eval.logs.logged_tables.PAGE", 70)
     paged = evaluate(LogQuestion(log, options=options), [policy], policy)
     for one, other in zip(whole.judged[0].estimated, paged.judged[0].estimated, strict=True):
         assert one.value == pytest.approx(other.value, rel=1e-9)

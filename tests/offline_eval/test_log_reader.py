@@ -10,7 +10,8 @@ import pytest
 
 from esr_trainer.command_line import UsageError
 from esr_trainer.feedback_parquet import export
-from offline_eval.logs.logged_rounds import LoggedRounds, kind_of, read_rounds
+from offline_eval.logs.log_reader import kind_of, read_rounds
+from offline_eval.logs.logged_rounds import LoggedRounds
 from tests.feedback_writer import feedback
 from tests.offline_eval.served_logs import write
 
