@@ -1,6 +1,6 @@
-"""What each kind of index costs and finds, on stand-in embeddings, as one table.
+"""What each kind of index costs and finds, on stand-in embeddings or on a bundle's own, as one table.
 
-Axes: N items, Q queries, D embedding dimension, k items asked for.
+Axes: M experts, N items, Q queries, D embedding dimension, k items asked for.
 """
 
 import json
@@ -9,16 +9,18 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import faiss
 import numpy as np
 
-from esr_trainer.command_line import note
+from esr_trainer.command_line import UsageError, note
+from serving.errors import ServingError
 from serving.index import ItemIndex
 from serving.index_building import BuiltIndex, KindName, build_index, exact_index, recall, tune, write_index
+from serving.retriever import Retriever
 
 DIMENSION = 64
 NUM_RETRIEVED = 100
@@ -31,6 +33,18 @@ STAND_IN = (
     "stand-in for trained embeddings: 1,000 clusters, half of the variance within them, the j-th direction's standard "
     "deviation falling as j^-1/2, lognormal(0, 0.2) lengths; queries from the same clusters"
 )
+
+
+class Subject(NamedTuple):
+    """What is searched, and for whom."""
+
+    name: str
+    embeddings: np.ndarray
+    """Of the items, (M, N, D) float32."""
+    tuning: np.ndarray
+    """Queries that choose the effort, (Q, M, D)."""
+    queries: np.ndarray
+    """Others, that are measured."""
 
 
 class Measured(NamedTuple):
@@ -69,26 +83,49 @@ def stand_in_embeddings(
     return draw(num_items)[None], draw(num_queries)[:, None]
 
 
-def measure(kind: KindName, embeddings: np.ndarray, queries: np.ndarray) -> Measured:
-    """Build, tune and time one index: (1, N, D), (Q, 1, D)."""
+def stand_in(num_items: int, seed: int) -> Subject:
+    """Stand-in embeddings of a catalogue."""
+    items, queries = stand_in_embeddings(num_items, TUNING + MEASURING, np.random.default_rng(seed))
+    return Subject(STAND_IN, items, queries[:TUNING], queries[TUNING:])
+
+
+def of_bundle(root: Path, seed: int) -> Subject:
+    """The items of a bundle root's highest version, and its contexts in random order; a third of few tune.
+
+    Raises:
+        UsageError: there is no such bundle, or it cannot be loaded.
+    """
+    try:
+        retriever = Retriever.open(root)
+    except ServingError as error:
+        raise UsageError(f"bundle ({root}) cannot be used: {error}") from error
+    index, contexts = retriever.bundle.index, len(retriever.bundle.context_ids)
+    rows = np.arange(index.num_items)
+    items = np.stack([index.reconstruct(rows, expert) for expert in range(len(index.experts))])
+    chosen = np.random.default_rng(seed).permutation(contexts)[: TUNING + MEASURING]
+    queries = retriever.contexts.embed(chosen)
+    cut = min(TUNING, len(queries) // 3)
+    return Subject(f"{retriever.bundle.manifest.model_id}, trained", items, queries[:cut], queries[cut:])
+
+
+def measure(kind: KindName, subject: Subject) -> Measured:
+    """Build, tune and time one index."""
     faiss.omp_set_num_threads(1)
-    start = time.perf_counter()
-    built = build_index(kind, embeddings)
+    queries, start = subject.queries, time.perf_counter()
+    built = build_index(kind, subject.embeddings)
     seconds = time.perf_counter() - start
-    built = tune(built, queries[:TUNING], NUM_RETRIEVED, min_recall=0.95)
+    built = tune(built, subject.tuning, NUM_RETRIEVED, min_recall=0.95)
     index = built.searching(NUM_RETRIEVED)
-    queries = queries[TUNING:]
-    exact = exact_index(embeddings).pick(queries, NUM_RETRIEVED)
+    exact = exact_index(subject.embeddings).pick(queries, NUM_RETRIEVED)
+    batches = [queries[place : place + BATCH] for place in range(0, len(queries), BATCH)]
     return Measured(
-        items=embeddings.shape[1],
+        items=subject.embeddings.shape[1],
         kind=kind,
         build_seconds=round(seconds, 2),
         megabytes=round(size_of(built) / 1e6, 1),
         effort=built.effort,
-        milliseconds=milliseconds(index, [queries[i : i + 1] for i in range(len(queries))]),
-        milliseconds_batched=milliseconds(
-            index, [queries[i : i + BATCH] for i in range(0, len(queries) - BATCH + 1, BATCH)]
-        ),
+        milliseconds=milliseconds(index, [queries[place : place + 1] for place in range(len(queries))]),
+        milliseconds_batched=milliseconds(index, batches[:-1] or batches),  # the last one is a smaller one
         recall=round(recall(index.pick(queries, NUM_RETRIEVED), exact), 4),
     )
 
@@ -110,15 +147,14 @@ def milliseconds(index: ItemIndex, batches: Sequence[np.ndarray]) -> float:
     return round(1000 * statistics.median(times[min(len(batches), 10) :]), 4)
 
 
-def bench(sizes: Sequence[int], kinds: Sequence[KindName], seed: int) -> list[Measured]:
-    """Measure every kind at every size."""
+def bench(subjects: Iterable[Subject], kinds: Sequence[KindName]) -> tuple[str, list[Measured]]:
+    """Measure every kind for every subject: the last one's name, and the rows."""
     table = []
-    for size in sizes:
-        embeddings, queries = stand_in_embeddings(size, TUNING + MEASURING, np.random.default_rng(seed))
+    for subject in subjects:
         for kind in kinds:
-            note(f"bench-index: {kind}, {size:,} items")
-            table.append(measure(kind, embeddings, queries))
-    return table
+            note(f"bench-index: {kind}, {subject.embeddings.shape[1]:,} items")
+            table.append(measure(kind, subject))
+    return subject.name, table
 
 
 def machine() -> str:

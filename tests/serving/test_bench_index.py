@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from esr_trainer.command_line import main
+from serving import Retriever
 from serving.__main__ import Serving
-from serving.bench_index import stand_in_embeddings
+from serving.bench_index import of_bundle, stand_in_embeddings
 from tests.conftest import last_json
 
 
@@ -40,3 +41,24 @@ def test_stand_in_embeddings_are_what_they_say() -> None:
     assert np.array_equal(items, again)
     variance = items[0].var(axis=0)
     assert variance[0] / variance[48:].mean() == pytest.approx(np.mean(1 / (1 / np.arange(49, 65))), rel=0.1)
+
+
+def test_a_bundle_is_searched_by_its_own_contexts(bundles: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    retriever = Retriever.open(bundles)
+    subject = of_bundle(bundles, 0)
+    assert subject.embeddings.shape[:2] == (len(retriever.bundle.index.experts), retriever.bundle.index.num_items)
+    everyone = retriever.contexts.embed(np.arange(len(retriever.bundle.context_ids)))
+    asked = np.concatenate([subject.tuning, subject.queries])
+    assert len(np.unique(asked, axis=0)) == len(asked) == min(len(everyone), 756)
+    assert (asked[:, None] == everyone[None]).all(axis=(2, 3)).any(axis=1).all()
+
+    command = ["bench-index", "--bundle", str(bundles), "--kinds", "flat", "--json"]
+    assert main(Serving, "python -m serving", command) == 0
+    found = last_json(capsys.readouterr().out)
+    assert found["embeddings"].startswith(retriever.bundle.manifest.model_id)
+    assert [(row["items"], row["recall"]) for row in found["rows"]] == [(retriever.bundle.index.num_items, 1)]
+
+
+def test_no_bundle_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(Serving, "python -m serving", ["bench-index", "--bundle", str(tmp_path)]) == 2
+    assert f"bundle ({tmp_path}) cannot be used" in capsys.readouterr().err
