@@ -127,12 +127,14 @@ class AdaptingTrainer(Learner):
         """The mean over pairs: (B,), (B, N) -> ()."""
         top = logits.detach().topk(self.config.reward_top).indices
         items = self.draw_items(contexts, top)
+        relevance = self.ground.oracle.relevance(contexts, items)
         judgement = Judgement(
-            relevance=self.ground.oracle.relevance(contexts, items),
+            relevance=relevance.nan_to_num(),
             is_current=is_in(items, top),
             is_produced=is_in(items, self.ground.produced[contexts]),
         )
-        return binary_loss(logits.gather(1, items), self.ground.reward(*judgement), self.generator).mean()
+        reward = self.ground.reward(*judgement).masked_fill(relevance.isnan(), 0.0)  # what nobody knows earns nothing
+        return binary_loss(logits.gather(1, items), reward, self.generator).mean()
 
     def draw_items(self, contexts: Tensor, top: Tensor) -> Tensor:
         """The pairs of contexts, (B,), whose current top is (B, T): (B, J)."""

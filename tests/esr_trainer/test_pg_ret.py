@@ -223,3 +223,16 @@ def test_another_init_is_another_run(supervised: Path, tmp_path: Path, refused: 
     given = ["--estimator", "pg-ret", "--init", str(other), "--candidates", "5", *RELEVANT, "--steps", "2"]
     line = refused(command_line([*given, "--out", str(out)]))
     assert "holds a run with init" in line
+
+
+def test_what_the_oracle_does_not_know_earns_nothing(supervised: Path) -> None:
+    class Silent:
+        def relevance(self, contexts: Tensor, items: Tensor) -> Tensor:
+            return torch.full(items.shape, torch.nan)
+
+    learner = trainer_of(supervised)
+    learner.ground = learner.ground._replace(oracle=Silent())
+    contexts = learner.draw_contexts()
+    loss = learner.loss(contexts, learner.policy(contexts)[:, 0])
+    gradient = torch.autograd.grad(loss, list(learner.policy.learned().values()))
+    assert all(float(one.abs().max()) == 0 for one in gradient)
