@@ -235,7 +235,7 @@ class TrainConfig(Options):
     its top counts as irrelevant; or FILE.py:function, a function of relevance, whether an item is in the current top,
     and whether it is in production's: three tensors (B, J), that gives such a tensor of numbers from -1 to 1."""
     reward_top: PositiveInt = 2
-    """How many items the top has that --reward speaks of."""
+    """How many items the top has that --reward speaks of; shared out among the experts as the candidates are."""
     pairs: PositiveInt = 16
     """Items per context and step that `pg-ret` decides on."""
     share_current: Annotated[float, Field(ge=0, le=1)] = 0.5

@@ -1,12 +1,14 @@
 """PG-Ret: a retriever that is there is adapted to a goal of its own; its items, and so its index, stay as they are.
 
-A binary policy says yes or no to single pairs: pi(1 | x, a) = sigmoid(f(x, a)), f the similarity over the temperature.
+A binary policy says yes or no to single pairs: pi(1 | x, a) = sigmoid(f(x, a)), f the similarity over the temperature:
+of several experts the highest, since an item is retrieved if any of them takes it; `max` has an answer for items that
+none of them takes yet, which are those to be found, where "the expert that owns it" has none.
 Pairs come from the current policy's top, from an exploration retriever and from feedback; a relevance oracle decides
 what a yes earns, a no loses as much, and only the context tower learns ("Adapting retrieval models to task-specific
 goals using reinforcement learning").
 
-Axes: R runs side by side, B batch, C contexts, N items, K candidates, T items of a top, J pairs of a context, F
-showings.
+Axes: R runs side by side, B batch, C contexts, M experts, N items, K candidates, T items of a top, J pairs of a
+context, F showings.
 """
 
 import hashlib
@@ -23,6 +25,7 @@ from esr_trainer.command_line import UsageError
 from esr_trainer.config import TrainConfig
 from esr_trainer.learner import OPTIMIZERS, Learner
 from esr_trainer.logged_batches import Log
+from esr_trainer.normalisers import gather_items
 from esr_trainer.pg_ret_rewards import Judgement, Reward
 from esr_trainer.policy import greedy_candidates
 from esr_trainer.policy_value import CHUNK, System
@@ -116,7 +119,7 @@ class AdaptingTrainer(Learner):
         """Each run draws contexts and pairs, and decides on them."""
         own_contexts = [learner.draw_contexts() for learner in learners]
         logits = logits_side_by_side([learner.policy for learner in learners], own_contexts)
-        parts = zip(learners, own_contexts, logits[:, 0].chunk(len(learners)), strict=True)
+        parts = zip(learners, own_contexts, logits.chunk(len(learners)), strict=True)
         return torch.stack([learner.loss(contexts, own) for learner, contexts, own in parts]), logits
 
     def draw_contexts(self) -> Tensor:
@@ -124,15 +127,17 @@ class AdaptingTrainer(Learner):
         return torch.randint(self.ground.world.num_contexts, (self.config.batch,), generator=self.generator)
 
     def loss(self, contexts: Tensor, logits: Tensor) -> Tensor:
-        """The mean over pairs: (B,), (B, N) -> ()."""
-        top = logits.detach().topk(self.config.reward_top).indices
+        """The mean over pairs: (B,), (B, M, N) -> ()."""
+        top = greedy_candidates(logits.detach(), self.config.reward_top)
         items = self.draw_items(contexts, top)
+        relevance = self.ground.oracle.relevance(contexts, items)
         judgement = Judgement(
-            relevance=self.ground.oracle.relevance(contexts, items),
+            relevance=relevance.nan_to_num(),
             is_current=is_in(items, top),
             is_produced=is_in(items, self.ground.produced[contexts]),
         )
-        return binary_loss(logits.gather(1, items), self.ground.reward(*judgement), self.generator).mean()
+        reward = self.ground.reward(*judgement).masked_fill(relevance.isnan(), 0.0)  # what nobody knows earns nothing
+        return binary_loss(similarities(logits, items), reward, self.generator).mean()
 
     def draw_items(self, contexts: Tensor, top: Tensor) -> Tensor:
         """The pairs of contexts, (B,), whose current top is (B, T): (B, J)."""
@@ -177,6 +182,12 @@ class AdaptingTrainer(Learner):
     def own_state(self) -> Mapping[str, Tensor]:
         """Nothing: what it is compared with does not change."""
         return {}
+
+
+def similarities(logits: Tensor, items: Tensor) -> Tensor:
+    """f of pairs, the highest of the experts': (B, M, N), (B, J) -> (B, J)."""
+    highest: Tensor = gather_items(logits, items).max(dim=1).values
+    return highest
 
 
 def rows_of(uniform: Tensor, count: int) -> Tensor:
@@ -255,15 +266,18 @@ def inherited(config: TrainConfig, init: Checkpoint) -> TrainConfig:
     """The settings with what the run that is adapted decides.
 
     Raises:
-        UsageError: other tables are asked for, there are several experts, or no world is known.
+        UsageError: other tables are asked for, an expert owns nothing of the top, or no world is known.
     """
     theirs = init.config
     for name in SHAPE:
         own = getattr(config, name)
         if own not in (TrainConfig.model_fields[name].default, getattr(theirs, name)):
             raise UsageError(f"{name} ({own}): the --init run has {getattr(theirs, name)}, and its tables stay")
-    if theirs.experts != 1:
-        raise UsageError(f"init ({config.init}) has {theirs.experts} experts: pg-ret asks one similarity of a pair")
+    if theirs.experts > config.reward_top:
+        raise UsageError(
+            f"reward_top ({config.reward_top}): the --init run has {theirs.experts} experts, and each must own an item "
+            "of the top"
+        )
     has_own_world = config.data is not None or config.environment is not None
     if not has_own_world and not theirs.values_in_a_world:
         raise UsageError(f"init ({config.init}) was trained from a log alone: name a world with --data")

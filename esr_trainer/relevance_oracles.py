@@ -21,7 +21,7 @@ class RelevanceOracle(Protocol):
     """Says how relevant items are to contexts."""
 
     def relevance(self, contexts: Tensor, items: Tensor) -> Tensor:
-        """From 0, irrelevant, to 1, relevant.
+        """From 0, irrelevant, to 1, relevant; nan where the oracle does not know.
 
         Args:
             contexts: rows, (B,).

@@ -20,7 +20,8 @@ class PgRet(Command):
     """
 
     budget: Literal["smoke", "short"] = "short"
-    """smoke: 2 seeds, a few steps; short: 3 seeds, 4,000 steps of InfoNCE and 1,000 of PG-Ret for each goal."""
+    """smoke: 2 seeds, a few steps; short: 5 seeds, InfoNCE until its recall@10 stops growing and 2,000 steps of PG-Ret
+    for each goal."""
     shared: Path = Path("../shared")
     """Folder with data/kuairec."""
     results: Path = Path("offline_eval/results")
@@ -34,17 +35,17 @@ class PgRet(Command):
         import torch
 
         from esr_trainer.environments import read_world
-        from offline_eval.procedures.pg_ret import BUDGETS, ORACLE_ABOVE, Judged, Question, judge_seed
+        from offline_eval.procedures.pg_ret import Judged, Question
+        from offline_eval.procedures.pg_ret_runs import BUDGETS, judge_seed
         from offline_eval.provenance import provenance, write_json
 
         torch.set_num_threads(1)
         folder, budget, path = self.shared / "data" / "kuairec", BUDGETS[self.budget], self.results / "pg-ret.json"
         stored = json.loads(path.read_text()) if path.is_file() else {}
         judged = [Judged.model_validate(one) for one in stored.get("runs", [])]
-        data = folder / "small_matrix_semisynthetic.npz"
         labels = read_world(folder / "small_matrix_gt2.npz").expected_reward
-        question = Question(data, read_world(data), labels, ORACLE_ABOVE)
-        for seed in set(budget.seeds).difference(one.seed for one in judged):
+        question = Question.of(folder / "small_matrix_semisynthetic.npz", labels)
+        for seed in sorted(set(budget.seeds).difference(one.seed for one in judged)):
             note(f"seed {seed}")
             judged += judge_seed(question, budget, seed)
             command = f"python -m offline_eval pg-ret --budget {self.budget}"
@@ -52,15 +53,22 @@ class PgRet(Command):
         return self.summary(judged)
 
     def summary(self, judged: "list[Judged]") -> Mapping[str, Any]:
-        """Means over the seeds and their standard errors, printed and given."""
-        from esr_trainer.replicas import mean_over_seeds
-        from offline_eval.procedures.pg_ret import MEASURES, by_policy
+        """Means over the seeds and their standard errors, and paired differences from the supervised run."""
+        from offline_eval.procedures.pg_ret import MEASURES, by_policy, differences, means
+        from offline_eval.procedures.pg_ret_runs import SUPERVISED
 
         result: dict[str, Any] = {}
         table = Table("policy", *MEASURES, title="KuaiRec, judged by the real labels (standard error)")
-        for policy, own in by_policy(judged).items():
-            found = {name: mean_over_seeds([one.measures[name] for one in own]) for name in MEASURES}
+        above = Table("policy", *MEASURES, title="Above the supervised run, paired by seed (standard error)")
+        policies = by_policy(judged)
+        for policy, own in policies.items():
+            found, paired = means(own), differences(own, policies[SUPERVISED])
             table.add_row(policy, *(f"{one.mean:.4f} ({one.standard_error:.4f})" for one in found.values()))
-            result[policy] = {name: one._asdict() for name, one in found.items()}
+            above.add_row(policy, *(f"{one.mean:+.4f} ({one.standard_error:.4f})" for one in paired.values()))
+            result[policy] = {
+                "steps": [one.steps for one in own],
+                **{name: {**one._asdict(), "above supervised": paired[name]._asdict()} for name, one in found.items()},
+            }
         show(table)
+        show(above)
         return {"seeds": len({one.seed for one in judged}), "policies": result}

@@ -15,7 +15,7 @@ from esr_trainer.command_line import main
 from esr_trainer.config import TrainConfig
 from esr_trainer.environments import open_world
 from esr_trainer.logged_batches import positives_of
-from esr_trainer.pg_ret import AdaptingTrainer, binary_loss, by_context, top_of
+from esr_trainer.pg_ret import AdaptingTrainer, binary_loss, by_context, similarities, top_of
 from esr_trainer.pg_ret_rewards import REWARDS, open_reward
 from esr_trainer.preparation import settle
 from offline_eval.__main__ import OfflineEval
@@ -205,10 +205,46 @@ def test_what_does_not_fit_is_one_line(
     assert words in line
 
 
-def test_several_experts_have_no_one_similarity(tmp_path: Path, refused: Callable[[int], str]) -> None:
-    assert command_line([*WORLD, "--experts", "2", "--steps", "1", "--out", str(tmp_path / "two")]) == 0
-    line = refused(command_line(["--estimator", "pg-ret", "--init", str(tmp_path / "two"), "--candidates", "5"]))
-    assert "has 2 experts: pg-ret asks one similarity of a pair" in line
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("mixture") / "run"
+    options = ["--estimator", "infonce", "--experts", "2", "--steps", "40", "--learning-rate", "0.03"]
+    assert command_line([*WORLD, *RELEVANT, *options, "--out", str(out)]) == 0
+    return out
+
+
+def test_of_several_experts_the_surest_answers_for_a_pair() -> None:
+    """Two experts, three items: of items 2, 0 the first is expert 1's with 5, the second expert 0's with 4."""
+    logits = torch.tensor([[[4.0, 0.0, -1.0], [3.0, 1.0, 5.0]]], requires_grad=True)
+    found = similarities(logits, torch.tensor([[2, 0]]))
+    assert found.tolist() == [[5.0, 4.0]]
+    found.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.tolist() == [[[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]], "nobody else learns of it"
+
+
+def test_the_top_of_a_mixture_is_what_it_hands_over(mixture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = trainer_of(mixture, reward_top=4)
+    contexts, tops = learner.draw_contexts(), []
+    monkeypatch.setattr(learner, "draw_items", lambda contexts, top: tops.append(top) or top)
+    learner.loss(contexts, learner.policy(contexts))
+    assert torch.equal(tops[0], top_of(learner.policy, TRUTH, 4)[contexts])
+
+
+def test_a_mixture_learns_and_its_index_stays(mixture: Path, tmp_path: Path) -> None:
+    options = ["--steps", "200", "--learning-rate", "0.003", "--reward-top", "4"]
+    out = adapt(tmp_path / "run", mixture, *options)
+    assert precision(out, 4) > precision(mixture, 4) + 0.03
+    for run, root in ((mixture, "old"), (out, "new")):
+        export(run, tmp_path / root)
+    for name in ("items.faiss", "item_ids.npy"):
+        assert (tmp_path / "old" / "1" / name).read_bytes() == (tmp_path / "new" / "1" / name).read_bytes()
+
+
+def test_every_expert_owns_an_item_of_the_top(mixture: Path, refused: Callable[[int], str]) -> None:
+    given = ["--estimator", "pg-ret", "--init", str(mixture), "--candidates", "5", "--reward-top", "1"]
+    line = refused(command_line(given))
+    assert "reward_top (1): the --init run has 2 experts, and each must own an item of the top" in line
 
 
 def test_init_is_for_pg_ret(supervised: Path, refused: Callable[[int], str]) -> None:
@@ -223,3 +259,16 @@ def test_another_init_is_another_run(supervised: Path, tmp_path: Path, refused: 
     given = ["--estimator", "pg-ret", "--init", str(other), "--candidates", "5", *RELEVANT, "--steps", "2"]
     line = refused(command_line([*given, "--out", str(out)]))
     assert "holds a run with init" in line
+
+
+def test_what_the_oracle_does_not_know_earns_nothing(supervised: Path) -> None:
+    class Silent:
+        def relevance(self, contexts: Tensor, items: Tensor) -> Tensor:
+            return torch.full(items.shape, torch.nan)
+
+    learner = trainer_of(supervised)
+    learner.ground = learner.ground._replace(oracle=Silent())
+    contexts = learner.draw_contexts()
+    loss = learner.loss(contexts, learner.policy(contexts))
+    gradient = torch.autograd.grad(loss, list(learner.policy.learned().values()))
+    assert all(float(one.abs().max()) == 0 for one in gradient)

@@ -7,22 +7,23 @@ import pytest
 import torch
 
 from esr_trainer.command_line import main
-from esr_trainer.environments import read_world
-from esr_trainer.pg_ret import top_of
-from esr_trainer.preparation import settle
 from offline_eval.__main__ import OfflineEval
-from offline_eval.procedures.pg_ret import (
+from offline_eval.procedures.pg_ret import MEASURES, Judged, Question, differences, measure
+from offline_eval.procedures.pg_ret_runs import (
+    BASE,
+    BEST,
+    BUDGETS,
+    CONTEXTS_GONE_ON,
     GOALS,
-    INFONCE,
-    LIST,
-    MEASURES,
-    NOVELTY_EVERY,
-    Question,
-    advance_to_novelty,
+    GONE_ON,
+    ORACLE,
+    SUPERVISED,
+    Budget,
+    Experiment,
+    Learned,
     advanced,
-    measure,
-    novelty,
-    settings,
+    contexts_alone,
+    scores_of,
 )
 from tests.conftest import last_json
 
@@ -46,21 +47,52 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_measures_by_hand() -> None:
-    """Two users of two and four positives; one and three of their tops are relevant, four of ten items are new."""
-    labels = torch.zeros(2, 20)
+@pytest.fixture(scope="module")
+def question(folder: Path) -> Question:
+    """Of that folder, all but five users reported."""
+    data = folder / "data" / "kuairec" / "small_matrix_semisynthetic.npz"
+    labels = np.unpackbits(np.load(folder / "data" / "kuairec" / "small_matrix_gt2.npz")["gt2_bits"], axis=1)
+    return Question.of(data, torch.from_numpy(labels[:, :ITEMS]).float())
+
+
+@pytest.fixture(scope="module")
+def experiment(question: Question, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    return Experiment(question, Budget((1,), 100, 300, 50, 40), 1, tmp_path_factory.mktemp("experiment"))
+
+
+@pytest.fixture(scope="module")
+def learned(experiment: Experiment) -> tuple[Learned, Learned]:
+    """Base and supervised."""
+    base, supervised = experiment.supervised()
+    return base, supervised
+
+
+def test_measures_by_hand(question: Question) -> None:
+    """Two users of two and four positives; one and three of their tops are relevant, four of ten items are new.
+
+    Of the hidden pairs, the first user's three hold both positives; the second's best ten, 10 to 1, hold three of four.
+    """
+    labels = torch.zeros(3, 20)
     labels[0, [0, 15]] = 1
     labels[1, [9, 1, 2, 19]] = 1
-    lists = torch.stack([torch.arange(10), torch.arange(9, -1, -1)])
-    base = lists.clone()
-    base[:, 6:] = torch.tensor([16, 17, 18, 19])
-    found = measure(labels, lists, base)
+    scores = torch.full((3, 20), -1.0)
+    scores[0, :10] = torch.arange(10, 0, -1.0)
+    scores[1, :10] = torch.arange(10.0)
+    scores[1, 10] = -0.5
+    base = scores.clone()
+    base[0, 6:10] = base[1, :4] = -2.0
+    base[:, 16:] = 0.5
+    hidden = torch.zeros(3, 20, dtype=torch.bool)
+    hidden[0, [0, 3, 15]] = True
+    hidden[1, torch.arange(1, 20)] = True
+    found = measure(question._replace(hidden=hidden), labels, scores, base, torch.tensor([0, 1]))
     expected = {
         "recall@1": (1 / 2 + 1 / 4) / 2,
         "recall@10": (1 / 2 + 3 / 4) / 2,
         "novelty@10": 0.4,
         "precision@1": 1.0,
         "precision@5": (1 / 5 + 1 / 5) / 2,
+        "hidden recall@10": (2 / 2 + 3 / 4) / 2,
     }
     assert found == pytest.approx(expected)
 
@@ -75,30 +107,78 @@ def test_the_command_judges_every_policy_and_keeps_its_seeds(
     result = last_json(out)
     policies = result["policies"]
     goals = [f"pg-ret, {goal}" for goal in GOALS]
-    assert list(policies) == ["base", "supervised (infonce)", *goals, "reward's oracle", "best possible"]
-    assert all(set(of) == set(MEASURES) for of in policies.values())
-    assert policies["base"]["novelty@10"]["mean"] == 0
-    assert policies["best possible"]["precision@5"]["mean"] == 1
-    assert 0.6 < policies["reward's oracle"]["precision@5"]["mean"] < 0.9, "it takes a tenth of 60 for relevant"
+    assert list(policies) == [BASE, SUPERVISED, GONE_ON, CONTEXTS_GONE_ON, *goals, ORACLE, BEST]
+    assert all(set(of) == {"steps", *MEASURES} for of in policies.values())
+    assert policies[BASE]["novelty@10"]["mean"] == 0
+    assert policies[SUPERVISED]["recall@1"]["above supervised"]["mean"] == 0
+    assert policies[BEST]["precision@5"]["mean"] == 1
+    assert 0.6 < policies[ORACLE]["precision@5"]["mean"] < 0.9, "it takes a tenth of 60 for relevant"
+    assert policies[GONE_ON]["steps"] == [BUDGETS["smoke"].adapting_steps] * 2
     assert main(OfflineEval, "python -m offline_eval", options) == 0
     out, err = capsys.readouterr()
     assert not err, "nothing was run again"
     assert last_json(out) == result
 
 
-def test_novelty_is_sought_until_it_is_there(folder: Path, tmp_path: Path) -> None:
-    data = folder / "data" / "kuairec" / "small_matrix_semisynthetic.npz"
-    world = read_world(data)
-    question = Question(data, world, (world.expected_reward > 2).float(), 1.5)
-    learner = advanced(settle(settings(question, **INFONCE, steps=200)).begin(), 200)
-    learner.save(tmp_path / "init")
-    base = top_of(learner.policy, world, LIST)
-    config = settings(question, estimator="pg-ret", init=tmp_path / "init", **GOALS["novelty"], steps=300)
-    for goal in (0.1, 2.0):
-        adapting = settle(config).begin()
-        advance_to_novelty(adapting, world, base, goal)
-        found = novelty(top_of(adapting.policy, world, LIST), base)
-        assert (found >= goal) == (adapting.step < 300)
-        assert adapting.step % NOVELTY_EVERY == 0
-        assert adapting.step > 0
-    assert adapting.step == 300
+def test_who_validates_is_not_reported(question: Question) -> None:
+    both = torch.cat([question.validating, question.reported])
+    assert both.sort().values.tolist() == list(range(USERS))
+    assert len(question.validating) == round(0.3 * USERS)
+
+
+def test_nobody_learns_of_a_hidden_pair(experiment: Experiment) -> None:
+    question = experiment.question
+    assert question.hidden.float().mean() == pytest.approx(0.2, abs=0.03)
+    learned = experiment.supervision().parts.learned
+    assert not question.hidden[learned.contexts, learned.items].any()
+    everything = torch.arange(USERS), torch.arange(ITEMS).expand(USERS, -1)
+    relevance = question.relevance(*everything)
+    assert torch.equal(relevance.isnan(), question.hidden)
+    assert torch.equal(relevance[~question.hidden], question.oracle[~question.hidden])
+
+
+def test_the_supervised_run_is_at_its_best_look(experiment: Experiment, learned: tuple[Learned, Learned]) -> None:
+    base, supervised = learned
+    learner = advanced(experiment.supervision().begin(), base.steps)
+    recalls = {}
+    while learner.step < experiment.budget.supervised_steps:
+        scores = scores_of(advanced(learner, learner.step + experiment.budget.look))
+        recalls[learner.step] = experiment.validated(scores, base.scores)["recall@10"]
+    assert supervised.steps == max(recalls, key=lambda step: recalls[step])
+    assert experiment.validated(supervised.scores, base.scores)["recall@10"] == max(recalls.values())
+
+
+def test_going_on_begins_where_pg_ret_begins(experiment: Experiment, learned: tuple[Learned, Learned]) -> None:
+    _, supervised = learned
+    adapting = experiment.adapting("recall", supervised)
+    assert torch.equal(scores_of(adapting), supervised.scores)
+    no_step = Experiment(experiment.question, experiment.budget._replace(adapting_steps=0), 1, experiment.folder)
+    assert torch.equal(no_step.gone_on(supervised, contexts_alone), supervised.scores)
+    assert not torch.equal(experiment.gone_on(supervised, contexts_alone), supervised.scores)
+
+
+def test_novelty_is_taken_where_the_precision_is_kept(
+    experiment: Experiment, learned: tuple[Learned, Learned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, supervised = learned
+    looks = []
+    for kept in (0.0, 2.0):
+        monkeypatch.setattr("offline_eval.procedures.pg_ret_runs.PRECISION_KEPT", kept)
+        monkeypatch.setattr("offline_eval.procedures.pg_ret_runs.NOVELTY_LOOK", 20)
+        looks.append(experiment.for_novelty(supervised, base.scores))
+    free, bound = looks
+    assert bound.steps == 0, "no precision is twice the start's"
+    assert torch.equal(bound.scores, supervised.scores)
+    assert free.steps in (20, 40)
+    novelty = [experiment.validated(one.scores, base.scores)["novelty@10"] for one in (bound, free)]
+    assert novelty[1] > novelty[0]
+
+
+def test_differences_are_paired() -> None:
+    """Two seeds, 0.1 and 0.3 above: 0.2, with a standard error of 0.1."""
+
+    def run(seed: int, value: float) -> Judged:
+        return Judged(policy="", seed=seed, steps=0, measures=dict.fromkeys(MEASURES, value), by_oracle={})
+
+    found = differences([run(1, 0.6), run(2, 0.5)], [run(1, 0.5), run(2, 0.2)])
+    assert found["recall@10"] == pytest.approx((0.2, 0.1))
