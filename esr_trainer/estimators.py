@@ -36,7 +36,7 @@ class Estimator(Protocol):
             candidates: (B, K), items in the order drawn.
             log_weight: log of how many items a column of the logits stands for, (B, N): 0 for the slate's and the
                 candidates', -inf for a column that is not there; None where each is one item. Where the weighted
-                columns are an unbiased sample of a catalogue, so is every normaliser; see `esr_trainer.catalogue_sample`.
+                columns are an unbiased sample of a catalogue, so is every normaliser (`esr_trainer.catalogue_sample`).
         """
 
 

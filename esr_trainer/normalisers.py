@@ -57,7 +57,8 @@ def entropy(logits: Tensor, log_weight: Tensor | None = None) -> Tensor:
     """
     if log_weight is not None:
         share = weighed(logits, log_weight)
-        return share.logsumexp(dim=2) - torch.linalg.vecdot(share.softmax(dim=2), logits)
+        mean: Tensor = torch.linalg.vecdot(share.softmax(dim=2), logits)
+        return share.logsumexp(dim=2) - mean
     found: Tensor = _Entropy.apply(logits)  # type: ignore[no-untyped-call]
     return found
 
