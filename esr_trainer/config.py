@@ -20,6 +20,7 @@ EnvironmentName = Literal["kuairec", "synthetic", "interactions"]
 LateStageRankerName = Literal["optimal", "noisy", "uniform", "anti", "learned"]
 SlotWeightsName = Literal["sum", "mean", "dcg"]
 DeviceName = Literal["cpu", "cuda"]
+CatalogueName = Literal["auto", "full", "sampled"]
 LearningRateScaleName = Literal["none", "propensity"]
 VarianceReductionName = Literal["none", "baseline", "grpo", "control-variate"]
 PresetName = Literal["default", "paper"]
@@ -40,6 +41,12 @@ V_FAMILY = ("v", "v-swr")
 
 SUMS_TO_K = ("ca-poisson", "ca-heads")
 """Estimators whose probabilities sum to K, so that their score function over all candidates has mean zero."""
+
+FOLLOWS_WHOLE_ITEMS = ("ca-heads",)
+"""Estimators without a form for a sample of the catalogue."""
+
+LARGE_CATALOGUE = 50_000
+"""Items above which `--catalogue auto` samples."""
 
 RANDOM_ORDERS = ("noisy", "uniform")
 """Late-stage rankers that draw their order; the others, learned and brought ones too, show a fixed one."""
@@ -101,11 +108,11 @@ def misuse_of_log(config: "TrainConfig") -> str | None:
         ),
         *(
             (
-                is_online or value in ("none", "cpu"),
+                is_online or value in ("none", "cpu", "auto", "full"),
                 f"{name} ({value}) is for rounds that are played: leave it out with "
                 + ("--from-log" if has_log else f"--estimator {config.estimator}"),
             )
-            for name in ("variance_reduction", "learning_rate_scale", "device")
+            for name in ("variance_reduction", "learning_rate_scale", "device", "catalogue")
             for value in [getattr(config, name)]
         ),
         (
@@ -114,6 +121,21 @@ def misuse_of_log(config: "TrainConfig") -> str | None:
         ),
     )
     return next((rule for is_kept, rule in rules if not is_kept), None)
+
+
+def misuse_of_sample(config: "TrainConfig", num_items: int | None = None) -> str | None:
+    """Why a sampled catalogue does not fit the other settings, or a catalogue of N items; in one line, or None."""
+    if config.catalogue == "full" or (config.catalogue == "auto" and not config.samples(num_items or 0)):
+        return None
+    why = "catalogue (sampled)" if config.catalogue == "sampled" else f"catalogue (auto) samples the {num_items} items"
+    rules = (
+        (config.estimator not in FOLLOWS_WHOLE_ITEMS, f"estimator ({config.estimator}) follows whole items"),
+        (config.device == "cpu", f"device ({config.device}) has no index"),
+        (config.head_size >= config.candidates, f"catalogue_head ({config.head_size}) is below {config.candidates}"),
+        (num_items is None or num_items > config.candidates, f"candidates ({config.candidates}) are all the items"),
+    )
+    wrong = next((rule for is_kept, rule in rules if not is_kept), None)
+    return wrong and f"{why}: {wrong}; name --catalogue full, or change that"
 
 
 def misuse_of_pg_ret(config: "TrainConfig") -> str | None:
@@ -252,6 +274,16 @@ class TrainConfig(Options):
     """Logits are inner products divided by this."""
     optimizer: Literal["adam", "adagrad"] = "adam"
     """Optimizer of the towers."""
+    catalogue: CatalogueName = "auto"
+    """Whether a step goes through the `full` catalogue, or through a head that an index finds and a random rest
+    (`sampled`), which costs about the same whatever the number of items; `auto` samples above 50,000 items."""
+    catalogue_head: PositiveInt | None = None
+    """Items per context that the index of a sampled catalogue looks for; default twice --candidates, at least 256."""
+    catalogue_tail: PositiveInt = 8192
+    """Items of a sampled catalogue's random rest: about as many that may come early in a draw, and as many others that
+    stand for the rest in every sum."""
+    index_every: PositiveInt = 100
+    """Steps after which the index is built anew, in the background; the new one is asked as many steps later."""
     learning_rate: Positive = 0.01
     """Learning rate of the optimizer."""
     learning_rate_scale: LearningRateScaleName = "none"
@@ -292,7 +324,7 @@ class TrainConfig(Options):
     def _options_fit(self) -> "TrainConfig":
         if self.slate > self.candidates:
             raise ValueError(f"slate ({self.slate}) exceeds candidates ({self.candidates})")
-        if wrong := misuse_of_log(self) or misuse_of_pg_ret(self):
+        if wrong := misuse_of_log(self) or misuse_of_pg_ret(self) or misuse_of_sample(self):
             raise ValueError(wrong)
         if wrong := misuse(self.variance_reduction, self.estimator, self.lsr, self.batch):
             raise ValueError(f"variance_reduction {wrong}")
@@ -302,6 +334,16 @@ class TrainConfig(Options):
                 "the candidates, whatever the LSR shows of them"
             )
         return self
+
+    def samples(self, num_items: int) -> bool:
+        """Whether a step goes through a sample of N items."""
+        is_large = self.catalogue == "auto" and self.device == "cpu" and num_items > LARGE_CATALOGUE
+        return self.catalogue == "sampled" or is_large
+
+    @property
+    def head_size(self) -> int:
+        """H of a sampled catalogue."""
+        return self.catalogue_head or max(256, 2 * self.candidates)
 
     @property
     def values_in_a_world(self) -> bool:

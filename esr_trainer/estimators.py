@@ -8,7 +8,8 @@ could cancel, so log-probabilities and gradients are finite and right for logits
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,15 +17,30 @@ from torch.nn.functional import logsigmoid
 
 from esr_trainer.head_inclusion import has_closed_form, log_inclusion, races
 from esr_trainer.inclusion import log_stopping_times
-from esr_trainer.normalisers import gather_items, log_softmax_of, taken_and_left
+from esr_trainer.normalisers import gather_items, log_softmax_of, taken_and_left, weighed
 from esr_trainer.quotas import expert_of_position, quotas
 from esr_trainer.sharp_races import log_arrival_probability
 
-Estimator = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(logits (B, M, N), slate (B, L), candidates (B, K)) -> log-probability of each slot's item, (B, L), none above 0."""
+
+class Estimator(Protocol):
+    """The log-probability of each slot's item."""
+
+    def __call__(
+        self, logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None, /
+    ) -> Tensor:
+        """(B, L), none above 0.
+
+        Args:
+            logits: (B, M, N).
+            slate: (B, L), items.
+            candidates: (B, K), items in the order drawn.
+            log_weight: log of how many items a column of the logits stands for, (B, N): 0 for the slate's and the
+                candidates', -inf for a column that is not there; None where each is one item. Where the weighted
+                columns are an unbiased sample of a catalogue, so is every normaliser (`esr_trainer.catalogue_sample`).
+        """
 
 
-def v(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
+def v(logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None) -> Tensor:
     """V-PG: the exact log-probability of the ordered candidates, the same for every slot.
 
     log P(A) = sum_k [ f^m(k)(a_k) - LSE over items not in a_<k of f^m(k) ] (arXiv:2605.26385 Eq. 3). The items left at
@@ -34,17 +50,18 @@ def v(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
         logits: (B, M, N).
         slate: (B, L), items; only its shape is used.
         candidates: (B, K), items in the order drawn.
+        log_weight: as of `Estimator`.
 
     Returns:
         (B, L).
     """
-    picked, normalisers = taken_and_left(logits, candidates)  # (B, M, K) each
+    picked, normalisers = taken_and_left(weighed(logits, log_weight), candidates)  # (B, M, K) each
     expert = torch.tensor(expert_of_position(candidates.shape[1], logits.shape[1]), device=logits.device)
     log_prob = (picked - normalisers).gather(1, expert.expand(len(logits), 1, -1)).sum(dim=(1, 2))
     return log_prob.clamp(max=0)[:, None].expand(-1, slate.shape[1])
 
 
-def v_swr(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
+def v_swr(logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None) -> Tensor:
     """V-PG-SwR: the candidates' log-probability as if drawn with replacement, the same for every slot.
 
     sum_k log softmax_m(k)(a_k) (arXiv:2605.26385 §4.1, "SwR"); biased, since candidates are drawn without replacement.
@@ -53,17 +70,18 @@ def v_swr(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
         logits: (B, M, N).
         slate: (B, L), items; only its shape is used.
         candidates: (B, K), items.
+        log_weight: as of `Estimator`.
 
     Returns:
         (B, L).
     """
     expert = torch.tensor(expert_of_position(candidates.shape[1], logits.shape[1]), device=logits.device)
-    log_softmax = log_softmax_of(logits, candidates)  # (B, M, K)
+    log_softmax = log_softmax_of(weighed(logits, log_weight), candidates)  # (B, M, K)
     log_prob = log_softmax.gather(1, expert.expand(len(logits), 1, -1)).sum(dim=(1, 2))
     return log_prob.clamp(max=0)[:, None].expand(-1, slate.shape[1])
 
 
-def ca(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
+def ca(logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None) -> Tensor:
     """CA-PG: the chance that the item is among the candidates while the other positions stay greedy.
 
     pi(a) = 1 - prod_k (1 - p_k(a)), p_k(a) = exp f^m(k)(a) / sum over items not in S_<k of exp f^m(k), where S_<k are
@@ -75,23 +93,27 @@ def ca(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
         logits: (B, M, N).
         slate: (B, L), items.
         candidates: (B, K); only its number of positions is used.
+        log_weight: as of `Estimator`; the greedy items are sought among the columns of weight 1.
 
     Returns:
         (B, L).
     """
     num_candidates = candidates.shape[1]
+    if log_weight is not None:
+        logits = weighed(logits, log_weight)
     if num_candidates == logits.shape[2]:
         return gather_items(logits, slate).sum(dim=1) * 0.0  # sure to be in: log 1, gradient 0
     normalisers = one_expert_normalisers if logits.shape[1] == 1 else mixture_normalisers
     expert = torch.tensor(expert_of_position(num_candidates, logits.shape[1]), device=logits.device)
     item = gather_items(logits, slate)[:, expert].transpose(1, 2)  # (B, L, K)
-    lead = item - normalisers(logits, slate, num_candidates)
+    themselves = logits if log_weight is None else logits.masked_fill((log_weight != 0)[:, None], -torch.inf)
+    lead = item - normalisers(logits, themselves, slate, num_candidates)
     log_taken, log_passed = logsigmoid(lead), logsigmoid(-lead)
     passed_before = log_passed.cumsum(dim=2) - log_passed
     return (log_taken + passed_before).logsumexp(dim=2).clamp(max=0)
 
 
-def ca_swr(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
+def ca_swr(logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None) -> Tensor:
     """CA-PG-SwR, and TOP1-PG: the item's expected share of draws with replacement.
 
     log sum_m (K_m / K) softmax_m(a) (arXiv:2605.26385 §3.3, less the constant log K); with one expert, log softmax(a).
@@ -100,17 +122,18 @@ def ca_swr(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
         logits: (B, M, N).
         slate: (B, L), items.
         candidates: (B, K); only its number of positions is used.
+        log_weight: as of `Estimator`.
 
     Returns:
         (B, L).
     """
     shares = [quota / candidates.shape[1] for quota in quotas(candidates.shape[1], logits.shape[1]) if quota]
     log_share = torch.tensor([math.log(share) for share in shares], dtype=logits.dtype, device=logits.device)
-    log_softmax = log_softmax_of(logits[:, : len(shares)], slate)  # (B, M, L)
+    log_softmax = log_softmax_of(weighed(logits[:, : len(shares)], log_weight), slate)  # (B, M, L)
     return (log_softmax + log_share[:, None]).logsumexp(dim=1).clamp(max=0)
 
 
-def ca_poisson(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
+def ca_poisson(logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None) -> Tensor:
     """CA-PG in closed form: the item's inclusion probability when the races for the positions stop at fixed times.
 
     log pi(a) = log(1 - exp(-sum_m e^f^m(a) tau_m)) with sum_a pi(a) = K; see `esr_trainer.inclusion`. For one expert
@@ -121,16 +144,17 @@ def ca_poisson(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
         logits: (B, M, N).
         slate: (B, L), items.
         candidates: (B, K); only its number of positions is used.
+        log_weight: as of `Estimator`.
 
     Returns:
         (B, L).
     """
-    log_times = log_stopping_times(logits, candidates.shape[1])
+    log_times = log_stopping_times(logits, candidates.shape[1], log_weight)
     exposure = gather_items(logits[:, : log_times.shape[1]], slate).double() + log_times[:, :, None]
     return log_arrival_probability(exposure.logsumexp(dim=1)).to(logits.dtype)
 
 
-def ca_heads(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
+def ca_heads(logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None) -> Tensor:
     """CA-PG draw by draw: the item's inclusion probability, the few heaviest items followed exactly.
 
     log pi(a) = log sum of d(a) over all draws, see `esr_trainer.head_inclusion`; exact for one draw per expert and one
@@ -141,10 +165,16 @@ def ca_heads(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
         logits: (B, M, N).
         slate: (B, L), items.
         candidates: (B, K); only its number of positions is used.
+        log_weight: None.
 
     Returns:
         (B, L).
+
+    Raises:
+        ValueError: there are weights: the draws follow whole items.
     """
+    if log_weight is not None:
+        raise ValueError("ca-heads follows whole items, and has no form for columns with weights")
     num_candidates = candidates.shape[1]
     if not has_closed_form(logits.shape[2], num_candidates, logits.shape[1]):
         return ca_poisson(logits, slate, candidates)
@@ -153,7 +183,7 @@ def ca_heads(logits: Tensor, slate: Tensor, candidates: Tensor) -> Tensor:
     return log_prob if is_sound.all() else log_prob.where(is_sound[:, None], ca_poisson(logits, slate, candidates))
 
 
-def one_expert_normalisers(logits: Tensor, slate: Tensor, num_candidates: int) -> Tensor:
+def one_expert_normalisers(logits: Tensor, themselves: Tensor, slate: Tensor, num_candidates: int) -> Tensor:
     """W_k of `ca` for one expert: what is left at each position without the slot's item, in log space.
 
     All slots share one top K + 1: without an item of it the others are the greedy positions, in the published order
@@ -163,13 +193,14 @@ def one_expert_normalisers(logits: Tensor, slate: Tensor, num_candidates: int) -
 
     Args:
         logits: (B, 1, N), with K < N.
+        themselves: the same, -inf where a column is no single item.
         slate: (B, L), items.
         num_candidates: K.
 
     Returns:
         (B, L, K).
     """
-    best = logits[:, 0].detach().topk(num_candidates + 1).indices
+    best = themselves[:, 0].detach().topk(num_candidates + 1).indices
     value, left = taken_and_left(logits, best)  # (B, 1, K + 1) each
     is_here = best[:, None, :-1] == slate[:, :, None]  # (B, L, K)
     is_passed = is_here.cumsum(dim=2) > 0
@@ -178,8 +209,8 @@ def one_expert_normalisers(logits: Tensor, slate: Tensor, num_candidates: int) -
     return torch.where(is_here, left[..., 1:], without)
 
 
-def mixture_normalisers(logits: Tensor, slate: Tensor, num_candidates: int) -> Tensor:
-    """W_k of `ca` for several experts: (B, M, N), (B, L) -> (B, L, K), of each position's expert.
+def mixture_normalisers(logits: Tensor, themselves: Tensor, slate: Tensor, num_candidates: int) -> Tensor:
+    """W_k of `ca` for several experts: (B, M, N) twice, (B, L) -> (B, L, K), of each position's expert.
 
     What earlier experts take depends on the slot's item, so every slot has a catalogue of its own.
     """
@@ -187,7 +218,7 @@ def mixture_normalisers(logits: Tensor, slate: Tensor, num_candidates: int) -> T
     num_slots = slate.shape[1]
     rivals = logits[:, None].expand(-1, num_slots, -1, -1)
     rivals = rivals.scatter(3, slate[:, :, None, None].expand(-1, -1, num_experts, 1), -torch.inf).flatten(0, 1)
-    taken = greedy_without(logits, slate, num_candidates).flatten(0, 1)  # (B * L, K)
+    taken = greedy_without(themselves, slate, num_candidates).flatten(0, 1)  # (B * L, K)
     expert = torch.tensor(expert_of_position(num_candidates, num_experts), device=logits.device)
     _, normalisers = taken_and_left(rivals, taken)  # (B * L, M, K)
     return normalisers.gather(1, expert.expand(len(rivals), 1, -1)).view(batch, num_slots, num_candidates)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from esr_trainer.quotas import quotas
-from esr_trainer.sharp_races import hard_gradient, log_arrival_probability, polish
+from esr_trainer.sharp_races import Arrivals, hard_gradient, log_arrival_probability, polish
 
 CROWDED = 0.9
 """Largest share of the equal items that the first guess lets arrive."""
@@ -40,65 +40,71 @@ NEVER = 1e30
 """log tau of a race that is never stopped."""
 
 
-def log_inclusion_probabilities(logits: Tensor, num_candidates: int) -> Tensor:
+def log_inclusion_probabilities(logits: Tensor, num_candidates: int, log_weight: Tensor | None = None) -> Tensor:
     """log pi(a) of every item.
 
     Args:
         logits: (B, M, N), finite.
         num_candidates: K, at most N.
+        log_weight: log of how many items a column stands for, (B, N), -inf for none; None where each is one item.
 
     Returns:
-        (B, N), float64, none above 0; exp sums to K in every row.
+        (B, N), float64, none above 0; exp, times the weight, sums to K in every row.
     """
-    log_times = log_stopping_times(logits, num_candidates)
+    log_times = log_stopping_times(logits, num_candidates, log_weight)
     return log_arrival_probability((logits[:, : log_times.shape[1]].double() + log_times[:, :, None]).logsumexp(dim=1))
 
 
-def log_stopping_times(logits: Tensor, num_candidates: int) -> Tensor:
+def log_stopping_times(logits: Tensor, num_candidates: int, log_weight: Tensor | None = None) -> Tensor:
     """log tau_m of every expert that owns a position, with the exact gradient of the implicit function.
+
+    With weights the sums over items are w(a)-fold: tau_m solves sum_a w(a) (1 - exp(-Z_m(a))) = K_1 + ... + K_m.
 
     Args:
         logits: (B, M, N), finite.
-        num_candidates: K, at most N.
+        num_candidates: K, at most N; less than the sum of the weights.
+        log_weight: log of how many items a column stands for, (B, N), -inf for none; None where each is one item.
 
     Returns:
         (B, min(M, K)), float64; where everything is in, K = N, times at which every item has long arrived.
     """
-    if num_candidates == logits.shape[2]:
+    if num_candidates == logits.shape[2] and log_weight is None:
         num_races = min(logits.shape[1], num_candidates)
         return logits.new_full((len(logits), num_races), NEVER, dtype=torch.float64)
-    times: Tensor = _LogStoppingTimes.apply(logits, num_candidates)  # type: ignore[no-untyped-call]
+    times: Tensor = _LogStoppingTimes.apply(logits, num_candidates, log_weight)  # type: ignore[no-untyped-call]
     return times
 
 
 class _LogStoppingTimes(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, num_candidates: int) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, num_candidates: int, log_weight: Tensor | None) -> Tensor:
         sizes = [quota for quota in quotas(num_candidates, logits.shape[1]) if quota]
         times = logits.new_empty((len(logits), len(sizes)), dtype=torch.float64)
         arrivals = logits.new_empty((len(sizes), len(logits), logits.shape[2]))  # z_m
         left = torch.empty_like(arrivals)  # exp(-Z_m)
+        weight = None if log_weight is None else log_weight.exp().to(logits.dtype)
         is_easy = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
         for expert, taken in enumerate(itertools.accumulate(sizes)):
-            rates, before = logits[:, expert], left[expert - 1] if expert else None
+            rates, before = logits[:, expert], left[expert - 1] if expert else weight
             times[:, expert], is_solved = solve(rates, before, sizes[expert], out=arrivals[expert])
             if not is_solved.all():
                 hard, size = ~is_solved, sizes[expert]
                 passed = (logits[hard, :expert].double() + times[hard, :expert, None]).exp_().sum(dim=1)
                 exposure = passed if expert else None
-                solution = polish(rates[hard].double(), exposure, times[hard, expert], taken - size, size)
+                wanted = Arrivals(taken - size, size, None if log_weight is None else log_weight[hard].double())
+                solution = polish(rates[hard].double(), exposure, times[hard, expert], wanted)
                 times[hard, expert] = solution
                 arrivals[expert, hard] = (rates[hard] + solution[:, None].to(rates.dtype)).exp_()
                 is_easy &= is_solved
             torch.neg(arrivals[expert], out=left[expert]).exp_()
             if before is not None:
                 left[expert] *= before
-        ctx.save_for_backward(logits, times, arrivals, left, is_easy)
+        ctx.save_for_backward(logits, times, arrivals, left, is_easy, log_weight)
         return times
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        logits, times, arrivals, left, is_easy = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        logits, times, arrivals, left, is_easy, log_weight = ctx.saved_tensors
         (gradient,) = gradients
         num_races = times.shape[1]
         # Race m: sum_a left_m = N - K_1 - ... - K_m, so sum_{m' <= m} sum_a left_m z_m' (df^m' + dt_m') = 0: one
@@ -113,8 +119,9 @@ class _LogStoppingTimes(torch.autograd.Function):
             result = torch.cat([result, torch.zeros_like(logits[:, num_races:])], dim=1)
         if not is_easy.all():
             hard = ~is_easy
-            result[hard] = hard_gradient(logits[hard], times[hard], gradient[hard]).to(result.dtype)
-        return result, None
+            of_hard = None if log_weight is None else log_weight[hard]
+            result[hard] = hard_gradient(logits[hard], times[hard], gradient[hard], of_hard).to(result.dtype)
+        return result, None, None
 
 
 def solve(rates: Tensor, left: Tensor | None, size: int, out: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +132,7 @@ def solve(rates: Tensor, left: Tensor | None, size: int, out: Tensor) -> tuple[T
 
     Args:
         rates: f, (B, N).
-        left: e^-Z of the experts before, (B, N), or None before the first race.
+        left: w e^-Z of the experts before, (B, N), or None before the first race of single items.
         size: expected arrivals in this race.
         out: where z is written, (B, N).
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 
@@ -34,10 +34,23 @@ class NonFiniteLossError(RuntimeError):
         self.seed = seed
 
 
+class Drawn(NamedTuple):
+    """What R runs descend."""
+
+    losses: torch.Tensor
+    """Each one's loss, (R,)."""
+    logits: torch.Tensor
+    """Those behind them, (R * B, M, N)."""
+    log_weight: torch.Tensor | None = None
+    """log of how many items a column stands for, (R * B, N); None where each is one item."""
+
+
 @dataclass(kw_only=True)
 class Learner(ABC):
     """A run in progress: the ESR, its optimizer, the only random generator, and how far it has come."""
 
+    optimizers: ClassVar[Mapping[str, Callable[..., torch.optim.Optimizer]]] = OPTIMIZERS
+    """What its gradients go to."""
     config: TrainConfig
     policy: EarlyStageRanker
     optimizer: torch.optim.Optimizer
@@ -50,8 +63,8 @@ class Learner(ABC):
 
     @classmethod
     @abstractmethod
-    def draw_losses(cls, learners: Sequence[Self]) -> tuple[torch.Tensor, torch.Tensor]:
-        """What R runs descend at their next step: each one's loss, (R,), and the logits behind them, (R * B, M, N)."""
+    def draw_losses(cls, learners: Sequence[Self]) -> Drawn:
+        """What R runs descend at their next step."""
 
     @abstractmethod
     def value(self) -> dict[str, float]:
@@ -145,9 +158,13 @@ def take_step(learners: Sequence[Run], optimizer: torch.optim.Optimizer) -> None
 
 
 def descend(
-    learners: Sequence[Learner], optimizer: torch.optim.Optimizer, losses: torch.Tensor, logits: torch.Tensor
+    learners: Sequence[Learner],
+    optimizer: torch.optim.Optimizer,
+    losses: torch.Tensor,
+    logits: torch.Tensor,
+    log_weight: torch.Tensor | None = None,
 ) -> None:
-    """Take each run's step down its loss, (R,), that was worked out from these logits; the rest as of `take_step`."""
+    """Take each run's step down its loss; losses, logits and weights as of `Drawn`, the rest as of `take_step`."""
     estimator, step = learners[0].config.estimator, learners[0].step + 1
     for learner, loss in zip(learners, losses.tolist(), strict=True):
         if not math.isfinite(loss):
@@ -160,19 +177,24 @@ def descend(
             message = f"step {step}: gradient of estimator {estimator} has norm {norm}"
             raise NonFiniteLossError(message, learner.config.seed)
     optimizer.step()
-    for learner, loss, norm, own in zip(learners, losses.tolist(), norms, logits.chunk(len(learners)), strict=True):
+    weights = [None] * len(learners) if log_weight is None else log_weight.chunk(len(learners))
+    own = zip(logits.chunk(len(learners)), weights, strict=True)
+    for learner, loss, norm, of_own in zip(learners, losses.tolist(), norms, own, strict=True):
         learner.step = step
         if learner.evaluation_is_due:
-            learner.metrics |= step_metrics(loss, norm, own)
+            learner.metrics |= step_metrics(loss, norm, *of_own)
 
 
 def gradient_norm(policy: EarlyStageRanker) -> float:
     """Euclidean norm of the gradient over all tables."""
     gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
-    return float(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm())
+    numbers = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+    return float(torch.stack([torch.linalg.vector_norm(some) for some in numbers]).norm())
 
 
-def step_metrics(loss: float, norm: float, logits: torch.Tensor) -> dict[str, float]:
+def step_metrics(
+    loss: float, norm: float, logits: torch.Tensor, log_weight: torch.Tensor | None = None
+) -> dict[str, float]:
     """What a step says of itself; see METRICS.
 
     The effective number of items of an expert in a context is exp of its softmax's entropy.
@@ -180,5 +202,5 @@ def step_metrics(loss: float, norm: float, logits: torch.Tensor) -> dict[str, fl
     return {
         "loss": loss,
         "gradient_norm": norm,
-        "effective_items": float(entropy(logits.detach()).exp().mean()),
+        "effective_items": float(entropy(logits.detach(), log_weight).exp().mean()),
     }

@@ -17,7 +17,7 @@ from esr_trainer.command_line import UsageError
 from esr_trainer.config import TrainConfig
 from esr_trainer.features import Features
 from esr_trainer.learned_ranker import fit_to_feedback
-from esr_trainer.learner import OPTIMIZERS, Learner
+from esr_trainer.learner import OPTIMIZERS, Drawn, Learner
 from esr_trainer.logged_batches import Log, Parts
 from esr_trainer.logged_interactions import weights_of
 from esr_trainer.logged_losses import (
@@ -78,12 +78,12 @@ class LogTrainer(Learner):
     ground: Ground
 
     @classmethod
-    def draw_losses(cls, learners: Sequence[Self]) -> tuple[Tensor, Tensor]:
+    def draw_losses(cls, learners: Sequence[Self]) -> Drawn:
         """Each run draws a batch of its log, uniformly with replacement."""
         batches = [learner.draw_batch() for learner in learners]
         logits = logits_side_by_side([learner.policy for learner in learners], [batch.contexts for batch in batches])
         parts = zip(learners, batches, logits.chunk(len(learners)), strict=True)
-        return torch.stack([learner.loss(batch, own) for learner, batch, own in parts]), logits
+        return Drawn(torch.stack([learner.loss(batch, own) for learner, batch, own in parts]), logits)
 
     def draw_batch(self) -> LoggedBatch:
         """Showings that are learned from."""

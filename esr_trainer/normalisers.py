@@ -2,7 +2,7 @@
 
 Autograd's own gradients of gather, scatter and logsumexp would each fill and add an array of the size of the logits.
 
-Axes: B batch, M experts, N items, J any items.
+Axes: B batch, M experts, N items or what stands for them, J any items.
 """
 
 from typing import Any
@@ -43,19 +43,29 @@ def taken_and_left(logits: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:
     return both
 
 
-def entropy(logits: Tensor) -> Tensor:
+def entropy(logits: Tensor, log_weight: Tensor | None = None) -> Tensor:
     """Entropy of every expert's softmax, H = -sum_a p(a) log p(a): log N when uniform, 0 when one item takes all.
 
-    Its gradient by f(a) is -p(a) (log p(a) + H).
+    Its gradient by f(a) is -p(a) (log p(a) + H). With weights H = log Z - sum_a w(a) e^f(a) f(a) / Z.
 
     Args:
         logits: (B, M, N).
+        log_weight: log of how many items a column stands for, (B, N); None where each is one item.
 
     Returns:
         (B, M).
     """
+    if log_weight is not None:
+        share = weighed(logits, log_weight)
+        mean: Tensor = torch.linalg.vecdot(share.softmax(dim=2), logits)
+        return share.logsumexp(dim=2) - mean
     found: Tensor = _Entropy.apply(logits)  # type: ignore[no-untyped-call]
     return found
+
+
+def weighed(logits: Tensor, log_weight: Tensor | None) -> Tensor:
+    """Logits whose exponentials are worth w e^f: (B, M, N), log w (B, N) or None for 1 -> (B, M, N)."""
+    return logits if log_weight is None else logits + log_weight[:, None]
 
 
 def index_of(logits: Tensor, items: Tensor) -> Tensor:

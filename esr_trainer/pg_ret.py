@@ -23,7 +23,7 @@ from torch.nn.functional import logsigmoid
 from esr_trainer.checkpoint import Checkpoint, Grounds, load_optimizer_state
 from esr_trainer.command_line import UsageError
 from esr_trainer.config import TrainConfig
-from esr_trainer.learner import OPTIMIZERS, Learner
+from esr_trainer.learner import OPTIMIZERS, Drawn, Learner
 from esr_trainer.logged_batches import Log
 from esr_trainer.normalisers import gather_items
 from esr_trainer.pg_ret_rewards import Judgement, Reward
@@ -115,12 +115,12 @@ class AdaptingTrainer(Learner):
     ground: AdaptingGround
 
     @classmethod
-    def draw_losses(cls, learners: Sequence[Self]) -> tuple[Tensor, Tensor]:
+    def draw_losses(cls, learners: Sequence[Self]) -> Drawn:
         """Each run draws contexts and pairs, and decides on them."""
         own_contexts = [learner.draw_contexts() for learner in learners]
         logits = logits_side_by_side([learner.policy for learner in learners], own_contexts)
         parts = zip(learners, own_contexts, logits.chunk(len(learners)), strict=True)
-        return torch.stack([learner.loss(contexts, own) for learner, contexts, own in parts]), logits
+        return Drawn(torch.stack([learner.loss(contexts, own) for learner, contexts, own in parts]), logits)
 
     def draw_contexts(self) -> Tensor:
         """A batch of contexts, uniformly with replacement, (B,)."""

@@ -8,7 +8,7 @@ import torch
 
 from esr_trainer.checkpoint import Checkpoint, Grounds, checkpoints, enter_run, holds_run, make_run, open_branch
 from esr_trainer.command_line import UsageError
-from esr_trainer.config import Resume, TrainConfig
+from esr_trainer.config import Resume, TrainConfig, misuse_of_sample
 from esr_trainer.environments import open_world
 from esr_trainer.learner import Learner
 from esr_trainer.log_training import Ground, resume_from_log, stand_on, start_from_log
@@ -27,8 +27,9 @@ from esr_trainer.pg_ret import (
 from esr_trainer.pg_ret_rewards import open_reward
 from esr_trainer.ranker_files import RankerFile
 from esr_trainer.relevance_oracles import open_oracle
+from esr_trainer.sampled_training import SampledTrainer
 from esr_trainer.system import ranker_of, read_ranker, system_of
-from esr_trainer.training import resume, start
+from esr_trainer.training import Trainer, resume, start
 from esr_trainer.world import World
 
 
@@ -68,11 +69,16 @@ class InWorld(Settled):
     def begin(self) -> Learner:
         """With the LSR's own file, or with the one that the settings ask for."""
         ranker = self.given or ranker_of(self.config, self.world)
-        return start(self.config, self.world, system_of(self.config, self.world, ranker))
+        return start(self.config, self.world, system_of(self.config, self.world, ranker), self.kind)
 
     def go_on(self, checkpoint: Checkpoint) -> Learner:
         """With the LSR that it had."""
-        return resume(self.config, self.world, checkpoint)
+        return resume(self.config, self.world, checkpoint, self.kind)
+
+    @property
+    def kind(self) -> type[Trainer]:
+        """Whether its steps go through the whole catalogue."""
+        return SampledTrainer if self.config.samples(self.world.num_items) else Trainer
 
 
 @dataclass(frozen=True)
@@ -180,6 +186,8 @@ def settle(config: TrainConfig) -> Settled:
         config = with_whole_paths(config)
         if config.estimator == "infonce":
             return settle_positives(config, world, given)
+        if wrong := misuse_of_sample(config, world.num_items):
+            raise UsageError(wrong)
         return InWorld(config, given, world.to(config.device))
     return settle_log(config, config.from_log, given)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from esr_trainer.checkpoint import checkpoints
-from esr_trainer.learner import OPTIMIZERS, Learner, NonFiniteLossError, take_step
+from esr_trainer.learner import Learner, NonFiniteLossError, take_step
 from esr_trainer.metrics import MetricsLog
 from esr_trainer.whole_directory import remove_unfinished
 
@@ -57,7 +57,7 @@ def joint_optimizer(trainers: Sequence[Learner]) -> torch.optim.Optimizer:
     if not others:
         return first.optimizer
     tables = [table for trainer in trainers for table in trainer.policy.learned().values()]
-    joint = OPTIMIZERS[first.config.optimizer](tables, lr=first.optimizer.param_groups[0]["lr"])
+    joint = first.optimizers[first.config.optimizer](tables, lr=first.optimizer.param_groups[0]["lr"])
     for trainer in trainers:
         for table in trainer.policy.learned().values():
             joint.state[table] = trainer.optimizer.state[table]  # an empty one is filled in place by the first step

@@ -16,7 +16,7 @@ from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.features import Features, id_features, read_features
 from esr_trainer.hashed_text import HashedText
 from esr_trainer.interaction import Round, interact, side_by_side
-from esr_trainer.learner import OPTIMIZERS, Learner
+from esr_trainer.learner import Drawn, Learner
 from esr_trainer.learning_rate import learning_rate
 from esr_trainer.normalisers import entropy
 from esr_trainer.policy import greedy_candidates
@@ -45,10 +45,18 @@ class Trainer(Learner):
     baseline: ContextBaseline
 
     @classmethod
-    def draw_losses(cls, learners: Sequence[Self]) -> tuple[torch.Tensor, torch.Tensor]:
+    def draw_losses(cls, learners: Sequence[Self]) -> Drawn:
         """Each run plays a round."""
-        played = play(learners)
-        return losses_of(learners, played), played.logits
+        played = cls.play(learners)
+        return Drawn(losses_of(learners, played), played.logits, played.place.log_weight)
+
+    @classmethod
+    def play(cls, learners: Sequence[Self]) -> "Played":
+        """The rounds of R runs, over the whole catalogue."""
+        return play(learners)
+
+    def go_on_from(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `own_state` kept beside the baseline: nothing."""
 
     def value(self) -> dict[str, float]:
         """The policy value on all contexts."""
@@ -82,11 +90,17 @@ class Trainer(Learner):
         return contexts[:, None].expand(-1, group).flatten()
 
     def weighted_log_prob(
-        self, contexts: torch.Tensor, logits: torch.Tensor, round_: Round, read_baseline: ReadBaseline
+        self,
+        contexts: torch.Tensor,
+        logits: torch.Tensor,
+        round_: Round,
+        read_baseline: ReadBaseline,
+        place: "Place | None" = None,
     ) -> torch.Tensor:
         """Log-probability times reward, with the settings' variance reduction: (B,), (B, M, N) -> (B, L)."""
         estimator, reward = ESTIMATORS[self.config.estimator], round_.reward
-        log_prob = estimator(logits, round_.slate, round_.candidates)
+        slate, candidates, log_weight = place or place_of(round_)
+        log_prob = estimator(logits, slate, candidates, log_weight)
         match self.config.variance_reduction:
             case "baseline":
                 return (reward - read_baseline(contexts, reward)) * log_prob
@@ -95,7 +109,7 @@ class Trainer(Learner):
                 return (group_normalised(reward) + shift) * log_prob
             case "control-variate":
                 baseline = read_baseline(contexts, reward)
-                of_candidates = estimator(logits, round_.candidates, round_.candidates)
+                of_candidates = estimator(logits, candidates, candidates, log_weight)
                 scores = self.system.scores(contexts, round_.candidates)
                 propensity = self.system.ranker.propensities(scores, round_.positions)
                 if self.config.estimator in SUMS_TO_K:
@@ -103,6 +117,22 @@ class Trainer(Learner):
                 return reward * log_prob - control_variate(baseline, log_prob, of_candidates, propensity)
             case _:
                 return reward * log_prob
+
+
+class Place(NamedTuple):
+    """Where a round's items are among the columns of its logits."""
+
+    slate: torch.Tensor
+    """(R * B, L)."""
+    candidates: torch.Tensor
+    """(R * B, K)."""
+    log_weight: torch.Tensor | None
+    """log of how many items a column stands for, (R * B, N); None where each is one item."""
+
+
+def place_of(round_: Round) -> Place:
+    """Where the items are whose columns are the catalogue."""
+    return Place(round_.slate, round_.candidates, None)
 
 
 class Played(NamedTuple):
@@ -114,6 +144,7 @@ class Played(NamedTuple):
     """(R * B, M, N)."""
     round_: Round
     """Of R * B contexts."""
+    place: Place
 
 
 def play(trainers: Sequence[Trainer]) -> Played:
@@ -124,12 +155,13 @@ def play(trainers: Sequence[Trainer]) -> Played:
         interact(trainer.world, trainer.system, contexts, own, trainer.generator)
         for trainer, contexts, own in zip(trainers, own_contexts, logits.chunk(len(trainers)), strict=True)
     ]
-    return Played(torch.cat(own_contexts), logits, side_by_side(rounds))
+    round_ = side_by_side(rounds)
+    return Played(torch.cat(own_contexts), logits, round_, place_of(round_))
 
 
 def losses_of(trainers: Sequence[Trainer], played: Played) -> torch.Tensor:
     """Each run's loss, (R,): -mean_b sum_l w_l r_bl log p_bl, less the entropy bonus."""
-    first, (contexts, logits, round_) = trainers[0], played
+    first, (contexts, logits, round_, place) = trainers[0], played
 
     def read_baselines(contexts: torch.Tensor, reward: torch.Tensor) -> torch.Tensor:
         parts = zip(trainers, contexts.chunk(len(trainers)), reward.chunk(len(trainers)), strict=True)
@@ -139,9 +171,9 @@ def losses_of(trainers: Sequence[Trainer], played: Played) -> torch.Tensor:
         return values.view(len(trainers), -1).mean(dim=1)
 
     weights, bonus = first.system.slot_weights, first.config.entropy
-    gain = mean(first.weighted_log_prob(contexts, logits, round_, read_baselines) @ weights)
+    gain = mean(first.weighted_log_prob(contexts, logits, round_, read_baselines, place) @ weights)
     if bonus:
-        gain = gain + bonus * mean(round_.reward.abs() @ weights) * mean(entropy(logits).mean(dim=1))
+        gain = gain + bonus * mean(round_.reward.abs() @ weights) * mean(entropy(logits, place.log_weight).mean(dim=1))
     return -gain
 
 
@@ -162,20 +194,27 @@ def read_catalogue(config: TrainConfig, world: Catalogue) -> tuple[Features, Fea
 
 
 def build_optimizer(
-    config: TrainConfig, world: World, system: System, policy: EarlyStageRanker
+    kind: type[Trainer], config: TrainConfig, world: World, system: System, policy: EarlyStageRanker
 ) -> torch.optim.Optimizer:
     """The optimizer of the settings, its learning rate scaled to the LSR if they say so."""
-    return OPTIMIZERS[config.optimizer](policy.parameters(), lr=learning_rate(config, world, system))
+    return kind.optimizers[config.optimizer](policy.parameters(), lr=learning_rate(config, world, system))
 
 
-def new_trainer(config: TrainConfig, world: World, system: System, contexts: Features, items: Features) -> Trainer:
+def new_trainer(
+    config: TrainConfig,
+    world: World,
+    system: System,
+    contexts: Features,
+    items: Features,
+    kind: type[Trainer] = Trainer,
+) -> Trainer:
     """A run at its first step: tables drawn from the seed, nothing valued yet."""
     generator = torch.Generator(config.device).manual_seed(config.seed)
     policy = build_policy(config, contexts, items).to(config.device)
     policy.initialise(config.init_std, generator)
-    optimizer = build_optimizer(config, world, system, policy)
+    optimizer = build_optimizer(kind, config, world, system, policy)
     baseline = ContextBaseline.new(world.num_contexts, config.slate, world.device)
-    return Trainer(
+    return kind(
         config=config,
         world=world,
         system=system,
@@ -197,26 +236,26 @@ def references(world: World, system: System) -> dict[str, float]:
     }
 
 
-def start(config: TrainConfig, world: World, system: System) -> Trainer:
+def start(config: TrainConfig, world: World, system: System, kind: type[Trainer] = Trainer) -> Trainer:
     """A new run, and the values that its policy value is read against."""
-    trainer = new_trainer(config, world, system, *read_catalogue(config, world))
+    trainer = new_trainer(config, world, system, *read_catalogue(config, world), kind)
     trainer.metrics |= references(world, system)
     trainer.evaluate()
     trainer.metrics["initial_policy_value"] = trainer.metrics["policy_value"]
     return trainer
 
 
-def resume(config: TrainConfig, world: World, checkpoint: Checkpoint) -> Trainer:
+def resume(config: TrainConfig, world: World, checkpoint: Checkpoint, kind: type[Trainer] = Trainer) -> Trainer:
     """Go on from a checkpoint, bit for bit as if the run had never stopped."""
     description, policy = checkpoint.description, checkpoint.policy().to(config.device)
     system = system_of(config, world, checkpoint.ranker())
-    optimizer = build_optimizer(config, world, system, policy)
+    optimizer = build_optimizer(kind, config, world, system, policy)
     load_optimizer_state(optimizer, policy, checkpoint.optimizer_state())
     generator = torch.Generator(config.device)
     state = checkpoint.state()
     generator.set_state(state["generator"])
     baseline = ContextBaseline(*(state[name].to(config.device) for name in ("baseline_mean", "baseline_visits")))
-    return Trainer(
+    trainer = kind(
         config=config,
         world=world,
         system=system,
@@ -228,3 +267,5 @@ def resume(config: TrainConfig, world: World, checkpoint: Checkpoint) -> Trainer
         metrics=dict(description.metrics),
         valued_step=description.step,
     )
+    trainer.go_on_from(state)
+    return trainer

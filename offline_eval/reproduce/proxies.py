@@ -60,8 +60,8 @@ def own(proxy: Trainer, config: TrainConfig) -> Callable[[], tuple[Tensor, Round
     """The proxy's policy explores for itself."""
 
     def following() -> tuple[Tensor, Round]:
-        contexts, _, round_ = play([proxy])
-        return contexts, round_
+        played = play([proxy])
+        return played.contexts, played.round_
 
     return following
 

@@ -1,3 +1,4 @@
+import math
 from itertools import permutations
 from pathlib import Path
 
@@ -194,3 +195,36 @@ def test_ca_of_an_item_that_is_sure_to_be_in_is_one_with_gradient_zero() -> None
     (gradient,) = torch.autograd.grad(log_prob.sum(), logits)
     assert (log_prob == 0).all()
     assert (gradient == 0).all()
+
+
+def repeated(scale: float, num_experts: int) -> tuple[Tensor, Tensor]:
+    """Logits of 12 columns, (2, M, 12): ten single items, one that stands for none, and two for 5 and 3 items."""
+    logits = normal(2, num_experts, 12, seed=3, scale=scale)
+    logits[:, :, 10:] -= 2 * scale  # `ca` takes its greedy items from the single ones
+    log_weight = torch.tensor([0.0] * 9 + [-torch.inf, math.log(5), math.log(3)], dtype=torch.float64)
+    return logits, log_weight.expand(2, -1)
+
+
+@pytest.mark.parametrize("scale", [0.3, 2.0, 7.0, 15.0, 40.0])
+@pytest.mark.parametrize("num_experts", [1, 3])
+@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - {"ca-heads"}))
+def test_a_weight_is_as_many_items_of_the_same_logit(name: str, num_experts: int, scale: float) -> None:
+    logits, log_weight = repeated(scale, num_experts)
+    candidates = torch.tensor([[4, 1, 0, 8], [7, 2, 3, 5]])
+    column = torch.tensor([*range(9), *[10] * 5, *[11] * 3])  # what the columns stand for, item by item
+    one_by_one = ESTIMATORS[name](logits[:, :, column].requires_grad_(), candidates[:, :2], candidates)
+    logits.requires_grad_()
+    weighed = ESTIMATORS[name](logits, candidates[:, :2], candidates, log_weight)
+    torch.testing.assert_close(weighed, one_by_one, rtol=1e-7, atol=1e-9)
+    whole = logits.detach()[:, :, column].requires_grad_()
+    (of_items,) = torch.autograd.grad(ESTIMATORS[name](whole, candidates[:, :2], candidates).sum(), whole)
+    (of_columns,) = torch.autograd.grad(weighed.sum(), logits)
+    expected = torch.zeros_like(of_columns).index_add_(2, column, of_items)
+    torch.testing.assert_close(of_columns, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_draws_that_follow_whole_items_refuse_weights() -> None:
+    logits, log_weight = repeated(1.0, 1)
+    items = torch.tensor([[0], [1]])
+    with pytest.raises(ValueError, match="has no form for columns with weights"):
+        ESTIMATORS["ca-heads"](logits, items, items, log_weight)

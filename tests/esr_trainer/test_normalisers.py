@@ -52,3 +52,13 @@ def test_entropy_by_hand_and_its_gradient() -> None:
     probability = logits.softmax(dim=2)
     expected = -probability * (logits.log_softmax(dim=2) + found[:, :, None])
     torch.testing.assert_close(torch.autograd.grad(found.sum(), logits)[0], expected)
+
+
+def test_entropy_of_columns_that_stand_for_several_items() -> None:
+    logits = normal(2, 3, 7).requires_grad_()
+    log_weight = torch.tensor([0.0, 0, 0, 0, -math.inf, math.log(4), math.log(2)], dtype=torch.float64)
+    column = torch.tensor([0, 1, 2, 3, 5, 5, 5, 5, 6, 6])
+    found, expected = entropy(logits, log_weight.expand(2, -1)), entropy(logits[:, :, column])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(value.sum(), logits, retain_graph=True)[0] for value in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)

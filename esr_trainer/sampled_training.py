@@ -1,0 +1,142 @@
+"""The training loop over a large catalogue: a head by an index, a random rest, and only the rows that a step uses.
+
+1. The index finds each context's head; the candidates are drawn from the law of the whole catalogue.
+2. The LSR orders them and shows L; the users respond.
+3. Head, candidates and a second random rest stand for the catalogue in the log-probability.
+4. Their rows alone take a step.
+
+Axes: B batch, M experts, N items, H head, K candidates, S tail, J any items, D embedding dimension.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, NamedTuple, Self
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+from esr_trainer.catalogue_index import CatalogueIndex
+from esr_trainer.catalogue_sample import Columns, columns_of, head_of, is_among, lazy_candidates
+from esr_trainer.interaction import show, side_by_side
+from esr_trainer.lazy_rows import LAZY_OPTIMIZERS, pick, rows_of
+from esr_trainer.policy_value import System, replay
+from esr_trainer.quotas import quotas
+from esr_trainer.towers import EarlyStageRanker, Tower
+from esr_trainer.training import Place, Played, Trainer
+
+
+@dataclass(kw_only=True)
+class SampledTrainer(Trainer):
+    """A run whose steps cost about the same whatever the size of the catalogue."""
+
+    optimizers: ClassVar[Mapping[str, Callable[..., torch.optim.Optimizer]]] = LAZY_OPTIMIZERS
+    index: CatalogueIndex = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Begin with no index."""
+        self.index = CatalogueIndex(self.config.index_every, self.config.seed)
+
+    @classmethod
+    def play(cls, learners: Sequence[Self]) -> Played:
+        """The rounds of R runs, each over samples of its own."""
+        contexts, logits, rounds, places = zip(*(learner.play_alone() for learner in learners), strict=True)
+        slates, candidates, log_weights = zip(*places, strict=True)
+        place = Place(torch.cat(slates), torch.cat(candidates), torch.cat(log_weights))
+        return Played(torch.cat(contexts), torch.cat(logits), side_by_side(rounds), place)
+
+    def play_alone(self) -> Played:
+        """One round."""
+        config, num_items, draws = self.config, self.world.num_items, self.generator
+        contexts = self.draw_contexts()
+        self.index.at_step(self.step, lambda: copy_of(self.policy.item_tower))
+        with torch.no_grad():
+            queries = self.policy.context_tower(contexts) / self.policy.temperature
+            head = head_of(self.index.search(queries, min(config.head_size, num_items)))
+            share = min(1.0, config.catalogue_tail / num_items)
+            law = InnerProducts(self.policy.item_tower, queries)
+            candidates = lazy_candidates(law, head, num_items, config.candidates, share, draws)
+        round_ = show(self.world, self.system, contexts, candidates, draws)
+        columns = columns_of(head, candidates, num_items, config.catalogue_tail, draws)
+        of_candidates = columns.num_own - config.candidates + torch.arange(config.candidates).expand_as(candidates)
+        place = Place(of_candidates.gather(1, round_.positions), of_candidates, columns.log_weight)
+        return Played(contexts, logits_of(self.policy, contexts, columns), round_, place)
+
+    def value(self) -> dict[str, float]:
+        """The policy value on all contexts, of the exact greedy candidates."""
+        values = replay(self.world, self.system, lambda contexts: best_of_all(self.policy, contexts, self.system))
+        return {self.criterion: float(values.mean())}
+
+    @property
+    def own_state(self) -> Mapping[str, Tensor]:
+        """The baseline, and the index."""
+        return {**super().own_state, **self.index.tensors()}
+
+    def go_on_from(self, state: Mapping[str, Tensor]) -> None:
+        """The index."""
+        self.index.load(state)
+
+
+class InnerProducts(NamedTuple):
+    """The logits of a batch of contexts, as they are now."""
+
+    tower: Tower
+    queries: Tensor
+    """(B, M, D)."""
+
+    def own(self, items: Tensor) -> Tensor:
+        """Of each context's own items: (B, J) -> (B, M, J)."""
+        return products(self.queries, self.tower(items.flatten()).view(*items.shape, *self.tower.shape[1:]))
+
+    def shared(self, items: Tensor, expert: int) -> Tensor:
+        """Of one expert, of the same items for all: (J,) -> (B, J)."""
+        embeddings: Tensor = self.tower(items)[:, expert]
+        return self.queries[:, expert] @ embeddings.T
+
+
+def products(queries: Tensor, items: Tensor) -> Tensor:
+    """Logits of each context's own items: (B, M, D), (B, J, M, D) -> (B, M, J)."""
+    found: Tensor = torch.einsum("bmd,bjmd->bmj", queries, items)
+    return found
+
+
+def logits_of(policy: EarlyStageRanker, contexts: Tensor, columns: Columns) -> Tensor:
+    """Logits of the columns, (B, M, H + K + S), whose gradient reaches only the rows that they use."""
+    used, place = torch.cat([columns.own.flatten(), columns.tail]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    visited, row = contexts.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    items = rows_of(policy.item_tower, used)
+    queries = pick(rows_of(policy.context_tower, visited), row) / policy.temperature
+    own, tail = place.tensor_split([columns.own.numel()])
+    of_own = products(queries, pick(items, own.view(columns.own.shape)))
+    return torch.cat([of_own, torch.einsum("bmd,smd->bms", queries, pick(items, tail))], dim=2)
+
+
+def copy_of(tower: Tower) -> np.ndarray:
+    """A tower's embeddings as they are now, expert by expert: (M, N, D)."""
+    with torch.no_grad():
+        return np.array(tower().transpose(0, 1).numpy(), dtype=np.float32, order="C", copy=True)
+
+
+@torch.no_grad()
+def best_of_all(policy: EarlyStageRanker, contexts: Tensor, system: System) -> Tensor:
+    """The greedy candidates of some contexts, (B, K), by FAISS's exact search, which holds no (B, N).
+
+    Of each expert's best K at most those are taken that earlier experts own, so they are enough.
+    """
+    queries, items = (policy.context_tower(contexts) / policy.temperature).numpy(), policy.item_tower().numpy()
+    taken = contexts.new_empty((len(contexts), 0))
+    for expert, quota in enumerate(quotas(system.num_candidates, queries.shape[1])):
+        if quota:
+            best = nearest(queries[:, expert], items[:, expert], min(taken.shape[1] + quota, len(items)))
+            keys = torch.arange(best.shape[1], 0, -1).expand_as(best).masked_fill(is_among(best, taken), 0)
+            taken = torch.cat([taken, best.gather(1, keys.topk(quota).indices)], dim=1)
+    return taken
+
+
+def nearest(queries: np.ndarray, items: np.ndarray, count: int) -> Tensor:
+    """The items of the largest inner products, best first: (B, D), (N, D) -> (B, count)."""
+    found = faiss.knn(
+        np.ascontiguousarray(queries), np.ascontiguousarray(items), count, metric=faiss.METRIC_INNER_PRODUCT
+    )
+    return torch.from_numpy(found[1])
