@@ -43,6 +43,8 @@ LOGGING_LEARNING_RATE = 0.03
 HELD_OUT = 0.2
 """The part of the rewarded samples by whose recall among the candidates a run stops."""
 EVALUATE_EVERY = 5
+LEAST_STEPS = 50
+"""Steps before the first evaluation: the recall of the few that are held out is high by chance in some early steps."""
 PATIENCE = 8
 """Evaluations without a higher held-out recall after which a run ends, and goes back to the highest."""
 TUNING_SEED = 1000
@@ -82,8 +84,8 @@ class Budget(NamedTuple):
 
 BUDGETS: Mapping[str, Budget] = {
     "smoke": Budget(2, 1, 10, (0.03,)),
-    "short": Budget(3, 2, 400, (0.003, 0.01, 0.03)),
-    "paper": Budget(20, 5, 400, (0.003, 0.01, 0.03, 0.1)),
+    "short": Budget(3, 2, 400, (0.001, 0.003, 0.01, 0.03)),
+    "paper": Budget(20, 5, 400, (0.001, 0.003, 0.01, 0.03, 0.1)),
 }
 
 
@@ -154,7 +156,7 @@ def learned(config: TrainConfig, ground: Ground, labelled: LabelledWorld) -> Ear
     best = learner.policy.state_dict()
     while learner.step < config.steps and learner.metrics.get("evaluations_since_best", 0) < config.patience:
         learner.advance()
-        if learner.evaluation_is_due:
+        if learner.step >= min(LEAST_STEPS, config.steps) and learner.evaluation_is_due:
             learner.evaluate()
             if not learner.metrics["evaluations_since_best"]:
                 best = {name: value.clone() for name, value in learner.policy.state_dict().items()}
@@ -334,5 +336,6 @@ def facts(cuts: Cuts) -> dict[str, Any]:
         "candidates": NUM_CANDIDATES,
         "share of the labels that the logging policy is trained on": LITTLE,
         "part of the rewarded samples that a run stops by": HELD_OUT,
+        "steps before a run may stop": LEAST_STEPS,
         "learning rate chosen by": chosen_by(cuts),
     }
