@@ -19,6 +19,7 @@ from esr_trainer.head_inclusion import has_closed_form, log_inclusion, races
 from esr_trainer.inclusion import log_stopping_times
 from esr_trainer.normalisers import gather_items, log_softmax_of, taken_and_left, weighed
 from esr_trainer.quotas import expert_of_position, quotas
+from esr_trainer.shards import Logits, in_one_piece, of_experts
 from esr_trainer.sharp_races import log_arrival_probability
 
 
@@ -26,7 +27,7 @@ class Estimator(Protocol):
     """The log-probability of each slot's item."""
 
     def __call__(
-        self, logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None, /
+        self, logits: Logits, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None, /
     ) -> Tensor:
         """(B, L), none above 0.
 
@@ -40,7 +41,7 @@ class Estimator(Protocol):
         """
 
 
-def v(logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None) -> Tensor:
+def v(logits: Logits, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None) -> Tensor:
     """V-PG: the exact log-probability of the ordered candidates, the same for every slot.
 
     log P(A) = sum_k [ f^m(k)(a_k) - LSE over items not in a_<k of f^m(k) ] (arXiv:2605.26385 Eq. 3). The items left at
@@ -61,7 +62,7 @@ def v(logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tensor | No
     return log_prob.clamp(max=0)[:, None].expand(-1, slate.shape[1])
 
 
-def v_swr(logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None) -> Tensor:
+def v_swr(logits: Logits, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None) -> Tensor:
     """V-PG-SwR: the candidates' log-probability as if drawn with replacement, the same for every slot.
 
     sum_k log softmax_m(k)(a_k) (arXiv:2605.26385 §4.1, "SwR"); biased, since candidates are drawn without replacement.
@@ -81,7 +82,7 @@ def v_swr(logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tensor 
     return log_prob.clamp(max=0)[:, None].expand(-1, slate.shape[1])
 
 
-def ca(logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None) -> Tensor:
+def ca(logits: Logits, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None) -> Tensor:
     """CA-PG: the chance that the item is among the candidates while the other positions stay greedy.
 
     pi(a) = 1 - prod_k (1 - p_k(a)), p_k(a) = exp f^m(k)(a) / sum over items not in S_<k of exp f^m(k), where S_<k are
@@ -98,9 +99,7 @@ def ca(logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tensor | N
     Returns:
         (B, L).
     """
-    num_candidates = candidates.shape[1]
-    if log_weight is not None:
-        logits = weighed(logits, log_weight)
+    logits, num_candidates = in_one_piece(weighed(logits, log_weight)), candidates.shape[1]
     if num_candidates == logits.shape[2]:
         return gather_items(logits, slate).sum(dim=1) * 0.0  # sure to be in: log 1, gradient 0
     normalisers = one_expert_normalisers if logits.shape[1] == 1 else mixture_normalisers
@@ -113,7 +112,7 @@ def ca(logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tensor | N
     return (log_taken + passed_before).logsumexp(dim=2).clamp(max=0)
 
 
-def ca_swr(logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None) -> Tensor:
+def ca_swr(logits: Logits, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None) -> Tensor:
     """CA-PG-SwR, and TOP1-PG: the item's expected share of draws with replacement.
 
     log sum_m (K_m / K) softmax_m(a) (arXiv:2605.26385 §3.3, less the constant log K); with one expert, log softmax(a).
@@ -129,11 +128,11 @@ def ca_swr(logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tensor
     """
     shares = [quota / candidates.shape[1] for quota in quotas(candidates.shape[1], logits.shape[1]) if quota]
     log_share = torch.tensor([math.log(share) for share in shares], dtype=logits.dtype, device=logits.device)
-    log_softmax = log_softmax_of(weighed(logits[:, : len(shares)], log_weight), slate)  # (B, M, L)
+    log_softmax = log_softmax_of(weighed(of_experts(logits, len(shares)), log_weight), slate)  # (B, M, L)
     return (log_softmax + log_share[:, None]).logsumexp(dim=1).clamp(max=0)
 
 
-def ca_poisson(logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None) -> Tensor:
+def ca_poisson(logits: Logits, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None) -> Tensor:
     """CA-PG in closed form: the item's inclusion probability when the races for the positions stop at fixed times.
 
     log pi(a) = log(1 - exp(-sum_m e^f^m(a) tau_m)) with sum_a pi(a) = K; see `esr_trainer.inclusion`. For one expert
@@ -150,11 +149,11 @@ def ca_poisson(logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Te
         (B, L).
     """
     log_times = log_stopping_times(logits, candidates.shape[1], log_weight)
-    exposure = gather_items(logits[:, : log_times.shape[1]], slate).double() + log_times[:, :, None]
+    exposure = gather_items(of_experts(logits, log_times.shape[1]), slate).double() + log_times[:, :, None]
     return log_arrival_probability(exposure.logsumexp(dim=1)).to(logits.dtype)
 
 
-def ca_heads(logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None) -> Tensor:
+def ca_heads(logits: Logits, slate: Tensor, candidates: Tensor, log_weight: Tensor | None = None) -> Tensor:
     """CA-PG draw by draw: the item's inclusion probability, the few heaviest items followed exactly.
 
     log pi(a) = log sum of d(a) over all draws, see `esr_trainer.head_inclusion`; exact for one draw per expert and one
@@ -175,7 +174,7 @@ def ca_heads(logits: Tensor, slate: Tensor, candidates: Tensor, log_weight: Tens
     """
     if log_weight is not None:
         raise ValueError("ca-heads follows whole items, and has no form for columns with weights")
-    num_candidates = candidates.shape[1]
+    logits, num_candidates = in_one_piece(logits), candidates.shape[1]
     if not has_closed_form(logits.shape[2], num_candidates, logits.shape[1]):
         return ca_poisson(logits, slate, candidates)
     done, is_sound = races(logits, num_candidates)

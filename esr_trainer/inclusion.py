@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from esr_trainer.quotas import quotas
+from esr_trainer.shards import WHOLE, Logits, Shards, parts_of
 from esr_trainer.sharp_races import Arrivals, hard_gradient, log_arrival_probability, polish
 
 CROWDED = 0.9
@@ -55,7 +56,7 @@ def log_inclusion_probabilities(logits: Tensor, num_candidates: int, log_weight:
     return log_arrival_probability((logits[:, : log_times.shape[1]].double() + log_times[:, :, None]).logsumexp(dim=1))
 
 
-def log_stopping_times(logits: Tensor, num_candidates: int, log_weight: Tensor | None = None) -> Tensor:
+def log_stopping_times(logits: Logits, num_candidates: int, log_weight: Tensor | None = None) -> Tensor:
     """log tau_m of every expert that owns a position, with the exact gradient of the implicit function.
 
     With weights the sums over items are w(a)-fold: tau_m solves sum_a w(a) (1 - exp(-Z_m(a))) = K_1 + ... + K_m.
@@ -68,16 +69,17 @@ def log_stopping_times(logits: Tensor, num_candidates: int, log_weight: Tensor |
     Returns:
         (B, min(M, K)), float64; where everything is in, K = N, times at which every item has long arrived.
     """
+    here, shards = parts_of(logits)
     if num_candidates == logits.shape[2] and log_weight is None:
         num_races = min(logits.shape[1], num_candidates)
-        return logits.new_full((len(logits), num_races), NEVER, dtype=torch.float64)
-    times: Tensor = _LogStoppingTimes.apply(logits, num_candidates, log_weight)  # type: ignore[no-untyped-call]
+        return here.new_full((len(here), num_races), NEVER, dtype=torch.float64)
+    times: Tensor = _LogStoppingTimes.apply(here, num_candidates, log_weight, shards)  # type: ignore[no-untyped-call]
     return times
 
 
 class _LogStoppingTimes(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, num_candidates: int, log_weight: Tensor | None) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, num_candidates: int, log_weight: Tensor | None, shards: Shards) -> Tensor:
         sizes = [quota for quota in quotas(num_candidates, logits.shape[1]) if quota]
         times = logits.new_empty((len(logits), len(sizes)), dtype=torch.float64)
         arrivals = logits.new_empty((len(sizes), len(logits), logits.shape[2]))  # z_m
@@ -86,31 +88,32 @@ class _LogStoppingTimes(torch.autograd.Function):
         is_easy = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
         for expert, taken in enumerate(itertools.accumulate(sizes)):
             rates, before = logits[:, expert], left[expert - 1] if expert else weight
-            times[:, expert], is_solved = solve(rates, before, sizes[expert], out=arrivals[expert])
+            times[:, expert], is_solved = solve(rates, before, sizes[expert], arrivals[expert], shards)
             if not is_solved.all():
                 hard, size = ~is_solved, sizes[expert]
-                passed = (logits[hard, :expert].double() + times[hard, :expert, None]).exp_().sum(dim=1)
-                exposure = passed if expert else None
+                every = shards.whole(logits[hard, : expert + 1].double())
+                exposure = (every[:, :expert] + times[hard, :expert, None]).exp_().sum(dim=1) if expert else None
                 wanted = Arrivals(taken - size, size, None if log_weight is None else log_weight[hard].double())
-                solution = polish(rates[hard].double(), exposure, times[hard, expert], wanted)
+                solution = polish(every[:, expert], exposure, times[hard, expert], wanted)
                 times[hard, expert] = solution
                 arrivals[expert, hard] = (rates[hard] + solution[:, None].to(rates.dtype)).exp_()
                 is_easy &= is_solved
             torch.neg(arrivals[expert], out=left[expert]).exp_()
             if before is not None:
                 left[expert] *= before
+        ctx.shards = shards
         ctx.save_for_backward(logits, times, arrivals, left, is_easy, log_weight)
         return times
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         logits, times, arrivals, left, is_easy, log_weight = ctx.saved_tensors
         (gradient,) = gradients
         num_races = times.shape[1]
         # Race m: sum_a left_m = N - K_1 - ... - K_m, so sum_{m' <= m} sum_a left_m z_m' (df^m' + dt_m') = 0: one
         # triangular system per context, transposed here.
-        system = torch.bmm(left.transpose(0, 1), arrivals.permute(1, 2, 0)).double()
-        weight = torch.linalg.solve_triangular(system.mT, -gradient[:, :, None], upper=True).to(logits.dtype)
+        (system,) = ctx.shards.sum(torch.bmm(left.transpose(0, 1), arrivals.permute(1, 2, 0)))
+        weight = torch.linalg.solve_triangular(system.double().mT, -gradient[:, :, None], upper=True).to(logits.dtype)
         per_arrival = left * weight.transpose(0, 1)
         for expert in reversed(range(num_races - 1)):  # expert m answers for itself and for those behind it
             per_arrival[expert] += per_arrival[expert + 1]
@@ -120,11 +123,12 @@ class _LogStoppingTimes(torch.autograd.Function):
         if not is_easy.all():
             hard = ~is_easy
             of_hard = None if log_weight is None else log_weight[hard]
-            result[hard] = hard_gradient(logits[hard], times[hard], gradient[hard], of_hard).to(result.dtype)
-        return result, None, None
+            every = hard_gradient(ctx.shards.whole(logits[hard]), times[hard], gradient[hard], of_hard)
+            result[hard] = ctx.shards.own(every).to(result.dtype)
+        return result, None, None, None
 
 
-def solve(rates: Tensor, left: Tensor | None, size: int, out: Tensor) -> tuple[Tensor, Tensor]:
+def solve(rates: Tensor, left: Tensor | None, size: int, out: Tensor, shards: Shards = WHOLE) -> tuple[Tensor, Tensor]:
     """log tau of one expert's race: sum_a left(a) (1 - e^-z(a)) = size, z = e^(rates + log tau).
 
     Halley's iteration on the logarithm of both sides, in the logits' own precision: every term is positive, so the sums
@@ -135,15 +139,16 @@ def solve(rates: Tensor, left: Tensor | None, size: int, out: Tensor) -> tuple[T
         left: w e^-Z of the experts before, (B, N), or None before the first race of single items.
         size: expected arrivals in this race.
         out: where z is written, (B, N).
+        shards: what speaks for the items that are elsewhere.
 
     Returns:
         (B,) float64, and whether it is the solution, (B,): not so where the sum is flat, or a weight underflows.
     """
-    largest = rates.amax(dim=1, keepdim=True)
+    largest = shards.max(rates.amax(dim=1, keepdim=True))
     weights = (rates - largest).exp_()
     mass = weights if left is None else weights * left
-    total = mass.sum(dim=1)
-    crowding = (torch.linalg.vecdot(weights, mass) * (size / total.square())).clamp_(max=CROWDED)
+    total, squares = shards.sum(mass.sum(dim=1), torch.linalg.vecdot(weights, mass))
+    crowding = (squares * (size / total.square())).clamp_(max=CROWDED)
     log_times = (-torch.log1p(-crowding) / crowding * (size / total)).log()
     for _ in range(MAX_STEPS):
         exposed = weights * -log_times.exp()[:, None]  # -z
@@ -152,9 +157,9 @@ def solve(rates: Tensor, left: Tensor | None, size: int, out: Tensor) -> tuple[T
             came *= left
         arrived = -came.sum(dim=1)
         flow = came.add_(1 if left is None else left).mul_(exposed)
-        slope = -flow.sum(dim=1)
+        arrived, slope, curve = shards.sum(arrived, -flow.sum(dim=1), torch.linalg.vecdot(exposed, flow))
         excess, rise = (arrived / size).log(), slope / arrived
-        bend = (slope - torch.linalg.vecdot(exposed, flow)) / arrived - rise.square()
+        bend = (slope - curve) / arrived - rise.square()
         step = -2 * excess * rise / (2 * rise.square() - excess * bend)
         log_times = log_times + step.clamp(-3, 3)
         is_even = slope > EVEN * size

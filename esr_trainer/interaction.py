@@ -8,6 +8,7 @@ from torch import Tensor
 
 from esr_trainer.policy import sample_candidates
 from esr_trainer.policy_value import System
+from esr_trainer.shards import Logits
 from esr_trainer.world import World
 
 
@@ -24,7 +25,7 @@ class Round(NamedTuple):
     """The slate as positions among the candidates, (B, L)."""
 
 
-def interact(world: World, system: System, contexts: Tensor, logits: Tensor, generator: torch.Generator) -> Round:
+def interact(world: World, system: System, contexts: Tensor, logits: Logits, generator: torch.Generator) -> Round:
     """Play one round.
 
     1. The ESR draws K candidates from its policy.

@@ -16,6 +16,7 @@ import torch
 from esr_trainer.checkpoint import Grounds, keep_last_and_best, save_checkpoint
 from esr_trainer.config import TrainConfig
 from esr_trainer.normalisers import entropy
+from esr_trainer.shards import Logits, of_runs
 from esr_trainer.towers import EarlyStageRanker
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
@@ -39,7 +40,7 @@ class Drawn(NamedTuple):
 
     losses: torch.Tensor
     """Each one's loss, (R,)."""
-    logits: torch.Tensor
+    logits: Logits
     """Those behind them, (R * B, M, N)."""
     log_weight: torch.Tensor | None = None
     """log of how many items a column stands for, (R * B, N); None where each is one item."""
@@ -161,7 +162,7 @@ def descend(
     learners: Sequence[Learner],
     optimizer: torch.optim.Optimizer,
     losses: torch.Tensor,
-    logits: torch.Tensor,
+    logits: Logits,
     log_weight: torch.Tensor | None = None,
 ) -> None:
     """Take each run's step down its loss; losses, logits and weights as of `Drawn`, the rest as of `take_step`."""
@@ -178,7 +179,7 @@ def descend(
             raise NonFiniteLossError(message, learner.config.seed)
     optimizer.step()
     weights = [None] * len(learners) if log_weight is None else log_weight.chunk(len(learners))
-    own = zip(logits.chunk(len(learners)), weights, strict=True)
+    own = zip(of_runs(logits, len(learners)), weights, strict=True)
     for learner, loss, norm, of_own in zip(learners, losses.tolist(), norms, own, strict=True):
         learner.step = step
         if learner.evaluation_is_due:
@@ -192,9 +193,7 @@ def gradient_norm(policy: EarlyStageRanker) -> float:
     return float(torch.stack([torch.linalg.vector_norm(some) for some in numbers]).norm())
 
 
-def step_metrics(
-    loss: float, norm: float, logits: torch.Tensor, log_weight: torch.Tensor | None = None
-) -> dict[str, float]:
+def step_metrics(loss: float, norm: float, logits: Logits, log_weight: torch.Tensor | None = None) -> dict[str, float]:
     """What a step says of itself; see METRICS.
 
     The effective number of items of an expert in a context is exp of its softmax's entropy.

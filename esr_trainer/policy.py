@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from esr_trainer.quotas import quotas
+from esr_trainer.shards import Logits, ShardedLogits
 
 
 def gumbel(shape: torch.Size, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -19,7 +20,7 @@ def gumbel(shape: torch.Size, like: Tensor, generator: torch.Generator) -> Tenso
     return noise.clamp_(min=2.0**-24).log_().neg_().log_().neg_()
 
 
-def greedy_candidates(logits: Tensor, num_candidates: int) -> Tensor:
+def greedy_candidates(logits: Logits, num_candidates: int) -> Tensor:
     """Expert by expert, the best items that no earlier expert took (DESIGN §3).
 
     Args:
@@ -29,6 +30,8 @@ def greedy_candidates(logits: Tensor, num_candidates: int) -> Tensor:
     Returns:
         Items, (B, K), in expert order and by falling logit within an expert.
     """
+    if isinstance(logits, ShardedLogits):
+        return logits.shards.greedy(logits.here, num_candidates)
     num_experts = logits.shape[1]
     if num_experts == 1:
         return logits[:, 0].topk(num_candidates).indices
@@ -41,7 +44,7 @@ def greedy_candidates(logits: Tensor, num_candidates: int) -> Tensor:
     return torch.cat(picks, dim=1)
 
 
-def sample_candidates(logits: Tensor, num_candidates: int, generator: torch.Generator) -> Tensor:
+def sample_candidates(logits: Logits, num_candidates: int, generator: torch.Generator) -> Tensor:
     """Draw ordered candidates from the mixture of Plackett-Luce: greedy on logits + Gumbel noise (Kool et al. 2019).
 
     One draw of noise per (context, expert, item), so experts explore independently.
@@ -55,5 +58,8 @@ def sample_candidates(logits: Tensor, num_candidates: int, generator: torch.Gene
         Items, (B, K), in the order of the positions.
     """
     logits = logits.detach()
+    if isinstance(logits, ShardedLogits):
+        noise = logits.shards.gumbel(logits.here, generator)
+        return logits.shards.greedy(noise.add_(logits.here), num_candidates)
     noise = gumbel(logits.shape, logits, generator)
     return greedy_candidates(noise.add_(logits), num_candidates)

@@ -21,6 +21,7 @@ from esr_trainer.learning_rate import learning_rate
 from esr_trainer.normalisers import entropy
 from esr_trainer.policy import greedy_candidates
 from esr_trainer.policy_value import System, optimal_value, popularity_value, replay, uniform_value
+from esr_trainer.shards import Logits
 from esr_trainer.system import system_of
 from esr_trainer.towers import EarlyStageRanker, logits_side_by_side
 from esr_trainer.variance_reduction import GRPO_SHIFT, ContextBaseline, control_variate, group_normalised
@@ -92,7 +93,7 @@ class Trainer(Learner):
     def weighted_log_prob(
         self,
         contexts: torch.Tensor,
-        logits: torch.Tensor,
+        logits: Logits,
         round_: Round,
         read_baseline: ReadBaseline,
         place: "Place | None" = None,
@@ -140,7 +141,7 @@ class Played(NamedTuple):
 
     contexts: torch.Tensor
     """(R * B,)."""
-    logits: torch.Tensor
+    logits: Logits
     """(R * B, M, N)."""
     round_: Round
     """Of R * B contexts."""

@@ -1,0 +1,85 @@
+"""What `test_catalogue_shard` runs under torchrun: every reduction against the catalogue in one piece, in float64."""
+
+import json
+import sys
+
+import torch
+
+from esr_trainer.catalogue_shard import CatalogueShard
+from esr_trainer.estimators import ESTIMATORS
+from esr_trainer.normalisers import entropy
+from esr_trainer.policy import greedy_candidates, sample_candidates
+from esr_trainer.ranks import Ranks, joined
+from esr_trainer.shards import Logits, ShardedLogits
+
+SHAPES = {"mixture": (7, 3, 41), "one": (7, 1, 600)}
+"""(B, M, N)."""
+
+
+def difference(name: str, shape: tuple[int, int, int], scale: float, num_candidates: int, ranks: Ranks) -> float:
+    """The largest error of an estimator's value and of its gradient, relative to the largest gradient."""
+    generator = torch.Generator().manual_seed(3)
+    logits = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+    candidates = sample_candidates(logits, num_candidates, generator)
+    shown = torch.randint(shape[2], (shape[0], 2), generator=generator)
+    slate = torch.cat([candidates[:, [1, 0]], shown], dim=1)  # whether it was drawn or not
+    weight = torch.rand(slate.shape, generator=generator, dtype=torch.float64)
+    shard = CatalogueShard(shape[2], ranks)
+
+    def value_of(logits: Logits) -> torch.Tensor:
+        if name == "entropy":
+            return entropy(logits)[:, :1] * weight
+        return ESTIMATORS[name](logits, slate, candidates) * weight
+
+    whole = logits.clone().requires_grad_()
+    expected = value_of(whole)
+    expected.sum().backward()
+    here = shard.own(logits).clone().requires_grad_()
+    found = value_of(ShardedLogits(here, shard))
+    found.sum().backward()
+    assert whole.grad is not None
+    assert here.grad is not None
+    of_gradient = (here.grad - shard.own(whole.grad)).abs().max() / whole.grad.abs().max().clamp(min=1e-300)
+    return float(ranks.max(torch.maximum((found - expected).detach().abs().max(), of_gradient)))
+
+
+def picks(ranks: Ranks) -> dict[str, bool]:
+    """Whether greedy and drawn candidates are those of the catalogue in one piece, and whether the noise is Gumbel."""
+    found = {}
+    for kind, shape in SHAPES.items():
+        shard = CatalogueShard(shape[2], ranks)
+        logits = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+        sharded = ShardedLogits(shard.own(logits), shard)
+        for num_candidates in (10, 37):  # more than a shard holds
+            same = greedy_candidates(logits, num_candidates).equal(greedy_candidates(sharded, num_candidates))
+            found[f"greedy {kind} {num_candidates}"] = same
+        noise = shard.whole(shard.gumbel(sharded.here, torch.Generator().manual_seed(7)))
+        drawn = sample_candidates(sharded, 10, torch.Generator().manual_seed(7))
+        found[f"drawn {kind}"] = greedy_candidates(logits + noise, 10).equal(drawn)
+    return found
+
+
+def noise_sum(ranks: Ranks) -> float:
+    """A number that is another for any other noise."""
+    shard = CatalogueShard(700, ranks)
+    noise = shard.gumbel(torch.zeros(3, 2, shard.last - shard.first), torch.Generator().manual_seed(11))
+    return float((shard.whole(noise).double() * torch.arange(700)).sum())
+
+
+def main() -> None:
+    """Print one JSON object."""
+    with joined("cpu") as ranks:
+        errors = {
+            f"{name} {kind} {scale}": difference(name, shape, scale, 10, ranks)
+            for name in ("top1", "ca-swr", "v", "v-swr", "ca-poisson", "entropy")
+            for kind, shape in SHAPES.items()
+            for scale in (1.0, 5.0, 20.0)
+        }
+        errors["ca-poisson all"] = difference("ca-poisson", SHAPES["mixture"], 1.0, 41, ranks)
+        found = {"errors": errors, "same": picks(ranks), "noise": noise_sum(ranks), "count": ranks.count}
+        if ranks.is_first:
+            print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
