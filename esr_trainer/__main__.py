@@ -4,14 +4,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt
 from pydantic_settings import CliToggleFlag
 
 from esr_trainer.command_line import Command, UsageError, fail, main, note
-from esr_trainer.config import Resume, TrainConfig
+from esr_trainer.config import Resume, ShardingName, TrainConfig
 from esr_trainer.result import TrainingProgress, show_replicas, show_run
+
+if TYPE_CHECKING:  # torch is not loaded for --help
+    from esr_trainer.learner import Learner
+    from esr_trainer.sharded_run import Sharing
 
 
 class Train(TrainConfig, Command):
@@ -33,22 +37,49 @@ class Train(TrainConfig, Command):
     seeds: PositiveInt = 1
     """Replicas from --seed on, trained side by side in one process; several live in RUN/seed-<seed>, each a run of its
     own."""
-
+    sharding: ShardingName = "auto"
+    """Where the tables' rows live under torchrun: in blocks of rows, a table with one process, all rows everywhere, or
+    as torchrec's planner decides. The result is the same; a run may go on with another, and on more or fewer
+    processes."""
     profile: CliToggleFlag[bool] = False
     """Profile ten steps after the first ten: a trace in the (first) run directory, the costliest operations on stderr;
     the result stays the same."""
 
     def run(self) -> Mapping[str, Any]:
         """Train, and print the result for a newcomer."""
+        from esr_trainer.ranks import is_one_of_many
+
+        config = TrainConfig.model_validate(self.model_dump(include=set(TrainConfig.model_fields)))
+        if is_one_of_many():
+            return self.share_out(config)
+        from esr_trainer.replicas import prepare_replicas
+
+        return self.train(config, *prepare_replicas(config, self.seeds, self.out, self.resume))
+
+    def share_out(self, config: TrainConfig) -> Mapping[str, Any]:
+        """Train as one of several processes; the first one prints."""
+        from esr_trainer.sharded_run import Sharing, check_shardable, one_of_many, prepare_shared
+
+        check_shardable(config, self.seeds, self.out, self.profile)
+        with one_of_many(config.device) as ranks:
+            trainer, run = prepare_shared(config, self.out, self.resume, self.sharding, ranks)
+            return self.train(config, run, [trainer], [run], Sharing(ranks))
+
+    def train(
+        self,
+        config: TrainConfig,
+        out: Path,
+        trainers: Sequence["Learner"],
+        runs: Sequence[Path],
+        sharing: "Sharing | None" = None,
+    ) -> Mapping[str, Any]:
+        """Train to the last step; with `sharing` as one of several processes."""
         from esr_trainer.interruption import stop_requested
         from esr_trainer.learner import NonFiniteLossError
         from esr_trainer.profiling import each_step, profiled
-        from esr_trainer.replicas import prepare_replicas
         from esr_trainer.run import Report, train_side_by_side
         from esr_trainer.whole_directory import sole_writer
 
-        config = TrainConfig.model_validate(self.model_dump(include=set(TrainConfig.model_fields)))
-        out, trainers, runs = prepare_replicas(config, self.seeds, self.out, self.resume)
         first = trainers[0]
         note(f"{'log' if config.from_log else 'world'}: {first.learned_from}")
         note(f"run: {out}" + (f", resumed at step {first.step}" if first.step else ""))
@@ -56,14 +87,17 @@ class Train(TrainConfig, Command):
             note(f"learning rate: {config.learning_rate:g} scaled to {first.optimizer.param_groups[0]['lr']:.4g}")
         with ExitStack() as stack:
             for run in runs:
-                stack.enter_context(sole_writer(run))
+                stack.enter_context(sharing.sole_writer(run) if sharing else sole_writer(run))
             stop = stack.enter_context(stop_requested())
             progress = stack.enter_context(TrainingProgress(trainers))
             report: Report = progress.report
             if self.profile:
                 report = each_step(stack.enter_context(profiled(runs[0])), first, report)
             try:
-                saved = train_side_by_side(trainers, runs, report, stop)
+                if sharing:
+                    saved = train_side_by_side(trainers, runs, report, sharing.agreed(stop), sharing.journal)
+                else:
+                    saved = train_side_by_side(trainers, runs, report, stop)
             except NonFiniteLossError as error:
                 raise UsageError(str(error)) from error
         if progress.stopped_early:

@@ -21,6 +21,7 @@ from esr_trainer.command_line import Options, UsageError
 from esr_trainer.config import TrainConfig
 from esr_trainer.features import Features, load_features, save_features
 from esr_trainer.ranker_files import RANKER_FILES, RankerFile
+from esr_trainer.table_pieces import read_into, shapes_in
 from esr_trainer.towers import EarlyStageRanker
 from esr_trainer.whole_directory import numbered, remove_whole, sha256, written_whole
 
@@ -70,8 +71,12 @@ class Grounds(NamedTuple):
 class Checkpoint:
     """A verified checkpoint directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, is_checked: bool = True) -> None:
         """Open a checkpoint directory, or the last checkpoint of a run directory, and check every file.
+
+        Args:
+            directory: of either.
+            is_checked: not so where another process of this run reads every file and checks it.
 
         Raises:
             UsageError: there is no checkpoint, or a file is missing or changed.
@@ -87,7 +92,7 @@ class Checkpoint:
         for name, digest in self.description.files.items():
             if not (self.directory / name).is_file():
                 raise UsageError(f"checkpoint ({self.directory}): {name} is missing")
-            if sha256(self.directory / name) != digest:
+            if is_checked and sha256(self.directory / name) != digest:
                 raise UsageError(f"checkpoint ({self.directory}): {name} was changed, its SHA-256 differs")
 
     @property
@@ -100,12 +105,24 @@ class Checkpoint:
         policy = build_policy(
             self.config, load_features(self.directory, "context"), load_features(self.directory, "item")
         )
-        policy.load_state_dict(load_file(self.directory / "policy.safetensors"))
+        if self.is_in_pieces:
+            read_into(self.directory, {name: table.detach() for name, table in policy.named_parameters()})
+        else:
+            policy.load_state_dict(load_file(self.directory / "policy.safetensors"))
         return policy
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """The optimizer's tensors, by `<parameter>.<name>`."""
-        return load_file(self.directory / "optimizer.safetensors")
+        if not self.is_in_pieces:
+            return load_file(self.directory / "optimizer.safetensors")
+        state = {name: torch.empty(shape) for name, shape in shapes_in(self.directory).items() if is_moment(name)}
+        read_into(self.directory, state)
+        return state
+
+    @property
+    def is_in_pieces(self) -> bool:
+        """Whether several processes wrote its tables, each its rows (`esr_trainer.sharded_checkpoint`)."""
+        return "policy.safetensors" not in self.description.files
 
     def state(self) -> dict[str, Tensor]:
         """What else the run goes on from: its generator's state and its baseline."""
@@ -157,39 +174,52 @@ def save_checkpoint(
     target = run / "checkpoints" / f"{description['step']:08d}"
     if target.exists():  # the run stopped right after a regular checkpoint
         return target
-    names = list(policy.learned())
-    moments = {
-        f"{names[index]}.{key}": value
-        for index, values in optimizer.state_dict()["state"].items()
-        for key, value in values.items()
-    }
     try:
-        write_checkpoint(target, description, policy, moments, state, ranker)
+        with written_whole(target) as directory:
+            save_tensors(directory / "policy.safetensors", policy.state_dict())
+            save_tensors(directory / "optimizer.safetensors", moments_of(policy, optimizer))
+            write_rest(directory, description, policy, state, ranker)
     except (OSError, SafetensorError) as error:
         raise UsageError(f"checkpoint ({target}) cannot be written: {error}") from error
     return target
 
 
-def write_checkpoint(
-    target: Path,
+def moments_of(policy: EarlyStageRanker, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's tensors, by `<parameter>.<name>`."""
+    names = list(policy.learned())
+    return {
+        f"{names[index]}.{key}": value
+        for index, values in optimizer.state_dict()["state"].items()
+        for key, value in values.items()
+    }
+
+
+def is_moment(name: str) -> bool:
+    """Whether a tensor's name is `<parameter>.<name>`, an optimizer's."""
+    return ".weight." in name
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors from wherever they are."""
+    save_file({key: tensor.cpu() for key, tensor in tensors.items()}, path)
+
+
+def write_rest(
+    directory: Path,
     description: Mapping[str, Any],
     policy: EarlyStageRanker,
-    moments: Mapping[str, Tensor],
     state: Mapping[str, Tensor],
     ranker: RankerFile | None,
 ) -> None:
-    """Write the directory, whole or not at all; arguments as for `save_checkpoint`."""
-    with written_whole(target) as directory:
-        for name, tensors in (("policy", policy.state_dict()), ("optimizer", moments), ("state", state)):
-            on_cpu = {key: tensor.cpu() for key, tensor in tensors.items()}
-            save_file(on_cpu, directory / f"{name}.safetensors")
-        if ranker:
-            (directory / ranker.name).write_bytes(ranker.content)
-        save_features(policy.context_tower.features, directory, "context")
-        save_features(policy.item_tower.features, directory, "item")
-        files = {path.name: sha256(path) for path in sorted(directory.iterdir())}
-        content = CheckpointDescription(schema_version=SCHEMA_VERSION, files=files, **description)
-        (directory / DESCRIPTION).write_text(content.model_dump_json(indent=2))
+    """Write all but the tables and their optimizer's state, which are there; arguments as for `save_checkpoint`."""
+    save_tensors(directory / "state.safetensors", state)
+    if ranker:
+        (directory / ranker.name).write_bytes(ranker.content)
+    save_features(policy.context_tower.features, directory, "context")
+    save_features(policy.item_tower.features, directory, "item")
+    files = {path.name: sha256(path) for path in sorted(directory.iterdir())}
+    content = CheckpointDescription(schema_version=SCHEMA_VERSION, files=files, **description)
+    (directory / DESCRIPTION).write_text(content.model_dump_json(indent=2))
 
 
 def load_optimizer_state(

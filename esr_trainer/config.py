@@ -23,6 +23,7 @@ DeviceName = Literal["cpu", "cuda"]
 CatalogueName = Literal["auto", "full", "sampled"]
 LearningRateScaleName = Literal["none", "propensity"]
 VarianceReductionName = Literal["none", "baseline", "grpo", "control-variate"]
+ShardingName = Literal["auto", "row-wise", "table-wise", "data-parallel"]
 PresetName = Literal["default", "paper"]
 Resume = Literal["auto", "never"] | Path
 

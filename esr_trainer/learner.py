@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 
@@ -116,25 +116,28 @@ class Learner(ABC):
         metrics[best] = value if is_best else metrics[best]
         metrics["evaluations_since_best"] = 0 if is_best else metrics["evaluations_since_best"] + 1
 
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """What a checkpoint of this moment says of itself."""
+        grounds = self.grounds
+        return {
+            "step": self.step,
+            "config": self.config,
+            "world": self.learned_from,
+            "world_fingerprint": grounds.world_fingerprint,
+            "log_fingerprint": grounds.log_fingerprint,
+            "init_fingerprint": grounds.init_fingerprint,
+            "metrics": self.metrics,
+        }
+
+    @property
+    def state(self) -> Mapping[str, torch.Tensor]:
+        """What it goes on from, beside its tables and its optimizer."""
+        return {"generator": self.generator.get_state(), **self.own_state}
+
     def save(self, run: Path) -> Path:
         """Write a checkpoint of this moment; keep the last and the best."""
-        grounds = self.grounds
-        directory = save_checkpoint(
-            run,
-            {
-                "step": self.step,
-                "config": self.config,
-                "world": self.learned_from,
-                "world_fingerprint": grounds.world_fingerprint,
-                "log_fingerprint": grounds.log_fingerprint,
-                "init_fingerprint": grounds.init_fingerprint,
-                "metrics": self.metrics,
-            },
-            self.policy,
-            self.optimizer,
-            {"generator": self.generator.get_state(), **self.own_state},
-            grounds.ranker,
-        )
+        directory = save_checkpoint(run, self.description, self.policy, self.optimizer, self.state, self.grounds.ranker)
         keep_last_and_best(run, self.criterion)
         return directory
 
@@ -172,7 +175,7 @@ def descend(
             raise NonFiniteLossError(f"step {step}: loss of estimator {estimator} is {loss}", learner.config.seed)
     optimizer.zero_grad()
     losses.sum().backward()  # type: ignore[no-untyped-call]
-    norms = [gradient_norm(learner.policy) for learner in learners]
+    norms = [learner.policy.gradient_norm() for learner in learners]
     for learner, norm in zip(learners, norms, strict=True):
         if not math.isfinite(norm):
             message = f"step {step}: gradient of estimator {estimator} has norm {norm}"
@@ -184,13 +187,6 @@ def descend(
         learner.step = step
         if learner.evaluation_is_due:
             learner.metrics |= step_metrics(loss, norm, *of_own)
-
-
-def gradient_norm(policy: EarlyStageRanker) -> float:
-    """Euclidean norm of the gradient over all tables."""
-    gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
-    numbers = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
-    return float(torch.stack([torch.linalg.vector_norm(some) for some in numbers]).norm())
 
 
 def step_metrics(loss: float, norm: float, logits: Logits, log_weight: torch.Tensor | None = None) -> dict[str, float]:

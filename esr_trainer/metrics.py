@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -22,6 +23,16 @@ METRICS: Mapping[str, str] = {
     "steps_per_second": "gradient steps per second since the last evaluation, evaluations and checkpoints included",
 }
 """What is written, and what it means."""
+
+
+class Metrics(Protocol):
+    """Where the metrics of a run go."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """An evaluation."""
+
+    def close(self) -> None:
+        """The last was written."""
 
 
 class MetricsLog:

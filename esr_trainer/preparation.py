@@ -1,6 +1,7 @@
 """From settings to a run: the settings checked against the data, then a run begun or taken up again."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -269,8 +270,11 @@ def check_device_and_files(config: TrainConfig) -> None:
         raise UsageError(f"lsr ({config.lsr}) ranks on the cpu alone: leave --device {config.device} out")
 
 
-def take_up(settled: Settled, out: Path | None, resume_from: Resume) -> tuple[Learner, Path]:
-    """Start a run or take one up again; the last two arguments as for `prepare`."""
+MakeRun = Callable[[Path | None, TrainConfig, Grounds], Path]
+
+
+def take_up(settled: Settled, out: Path | None, resume_from: Resume, make: MakeRun = make_run) -> tuple[Learner, Path]:
+    """Start a run or take one up again; `out` and `resume_from` as for `prepare`, `make` writes a new directory."""
     config, grounds = settled.config, settled.grounds
     if resume_from == "auto" and out is not None and holds_run(out):
         enter_run(out, config, grounds)
@@ -279,7 +283,7 @@ def take_up(settled: Settled, out: Path | None, resume_from: Resume) -> tuple[Le
         learner = go_on(settled, open_branch(resume_from, config, grounds))
     else:
         learner = settled.begin()
-    return learner, make_run(out, config, grounds)
+    return learner, make(out, config, grounds)
 
 
 def go_on(settled: Settled, checkpoint: Checkpoint) -> Learner:

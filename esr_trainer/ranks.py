@@ -77,7 +77,7 @@ class Ranks:
         if self.is_first:
             try:
                 outcome = [(speak(), None)]
-            except UsageError as error:
+            except (UsageError, OSError) as error:
                 outcome = [(None, str(error))]
         dist.broadcast_object_list(outcome, device=self.device)
         value, refusal = outcome[0]
@@ -111,7 +111,10 @@ def times_restarted() -> int:
 
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """Within the block this process is one of a group."""
+    """Within the block this process is one of a group; within another such block it is one already."""
+    if dist.is_initialized():
+        yield Ranks(device)
+        return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group(BACKENDS[device], timeout=PATIENCE)

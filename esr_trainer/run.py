@@ -7,7 +7,7 @@ import torch
 
 from esr_trainer.checkpoint import checkpoints
 from esr_trainer.learner import Learner, NonFiniteLossError, take_step
-from esr_trainer.metrics import MetricsLog
+from esr_trainer.metrics import Metrics, MetricsLog
 from esr_trainer.whole_directory import remove_unfinished
 
 Report = Callable[[Learner], None]
@@ -23,7 +23,7 @@ class Journal:
         self.run = run
         if trainer.step and not checkpoints(run):  # from another run's state: this one can go on from here by itself
             trainer.save(run)
-        self.metrics = MetricsLog(run, trainer.step)
+        self.metrics: Metrics = MetricsLog(run, trainer.step)
 
     @property
     def is_over(self) -> bool:
@@ -74,7 +74,11 @@ def train(trainer: Learner, run: Path, report: Report, stop: Callable[[], bool])
 
 
 def train_side_by_side(
-    trainers: Sequence[Learner], runs: Sequence[Path], report: Report, stop: Callable[[], bool]
+    trainers: Sequence[Learner],
+    runs: Sequence[Path],
+    report: Report,
+    stop: Callable[[], bool],
+    journal_of: Callable[[Learner, Path], Journal] = Journal,
 ) -> list[Path]:
     """Advance runs that differ by their seed alone to their last step, evaluating and saving on the way.
 
@@ -85,6 +89,7 @@ def train_side_by_side(
         runs: their run directories; nobody else may write there.
         report: called after every step and evaluation.
         stop: asked after every step; True saves and ends the runs early.
+        journal_of: who writes of a run.
 
     Returns:
         The directory of each one's last checkpoint.
@@ -92,7 +97,7 @@ def train_side_by_side(
     Raises:
         NonFiniteLossError: names the step, the estimator and the last good checkpoint.
     """
-    journals = [Journal(trainer, run) for trainer, run in zip(trainers, runs, strict=True)]
+    journals = [journal_of(trainer, run) for trainer, run in zip(trainers, runs, strict=True)]
     group: list[Journal] = []
     while (going := [journal for journal in journals if not journal.is_over]) and not stop():
         behind = min(journal.trainer.step for journal in going)

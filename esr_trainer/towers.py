@@ -29,9 +29,15 @@ class Tower(nn.Module):
     """Rows -> embeddings: the sum, over the features, of the mean of a bag's table rows.
 
     One table per feature holds all experts side by side, so a lookup serves every expert.
+
+    Args:
+        features: of every row.
+        num_experts: M.
+        dimension: D.
+        num_ids: rows of the id's table that are here; None for all.
     """
 
-    def __init__(self, features: Features, num_experts: int, dimension: int) -> None:
+    def __init__(self, features: Features, num_experts: int, dimension: int, num_ids: int | None = None) -> None:
         super().__init__()
         self.features = features
         self.shape = (len(features.bags), num_experts, dimension)
@@ -40,7 +46,7 @@ class Tower(nn.Module):
                 EmbeddingBagConfig(
                     name=f"feature_{index}",  # a column may be called what a module or a table may not
                     feature_names=[name],
-                    num_embeddings=len(vocabulary),
+                    num_embeddings=len(vocabulary) if num_ids is None or name != ID else num_ids,
                     embedding_dim=num_experts * dimension,
                     pooling=PoolingType.MEAN,
                 )
@@ -100,6 +106,12 @@ class EarlyStageRanker(nn.Module):
     def learned(self) -> dict[str, nn.Parameter]:
         """The tables that learn, by name: all, unless a tower was fixed."""
         return {name: table for name, table in self.named_parameters() if table.requires_grad}
+
+    def gradient_norm(self) -> float:
+        """Euclidean norm of the gradient over all tables."""
+        gradients = [table.grad for table in self.parameters() if table.grad is not None]
+        numbers = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
+        return float(torch.stack([torch.linalg.vector_norm(some) for some in numbers]).norm())
 
     def forward(self, contexts: Tensor) -> Tensor:
         """Logits of the whole catalogue: rows (B,) -> (B, M, N)."""

@@ -5,7 +5,7 @@ Axes: R runs side by side, B batch, M experts, N items, L slots.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import torch
 
@@ -201,6 +201,9 @@ def build_optimizer(
     return kind.optimizers[config.optimizer](policy.parameters(), lr=learning_rate(config, world, system))
 
 
+Kind = TypeVar("Kind", bound=Trainer)
+
+
 def new_trainer(
     config: TrainConfig,
     world: World,
@@ -210,8 +213,15 @@ def new_trainer(
     kind: type[Trainer] = Trainer,
 ) -> Trainer:
     """A run at its first step: tables drawn from the seed, nothing valued yet."""
+    return at_first_step(kind, config, world, system, build_policy(config, contexts, items))
+
+
+def at_first_step(
+    kind: type[Kind], config: TrainConfig, world: World, system: System, policy: EarlyStageRanker
+) -> Kind:
+    """The run of a policy whose tables are drawn now."""
     generator = torch.Generator(config.device).manual_seed(config.seed)
-    policy = build_policy(config, contexts, items).to(config.device)
+    policy = policy.to(config.device)
     policy.initialise(config.init_std, generator)
     optimizer = build_optimizer(kind, config, world, system, policy)
     baseline = ContextBaseline.new(world.num_contexts, config.slate, world.device)
@@ -239,8 +249,12 @@ def references(world: World, system: System) -> dict[str, float]:
 
 def start(config: TrainConfig, world: World, system: System, kind: type[Trainer] = Trainer) -> Trainer:
     """A new run, and the values that its policy value is read against."""
-    trainer = new_trainer(config, world, system, *read_catalogue(config, world), kind)
-    trainer.metrics |= references(world, system)
+    return valued(new_trainer(config, world, system, *read_catalogue(config, world), kind))
+
+
+def valued(trainer: Kind) -> Kind:
+    """A new run with its first value, and the values that this is read against."""
+    trainer.metrics |= references(trainer.world, trainer.system)
     trainer.evaluate()
     trainer.metrics["initial_policy_value"] = trainer.metrics["policy_value"]
     return trainer
