@@ -12,6 +12,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from esr_trainer.command_line import UsageError
 
@@ -117,7 +119,10 @@ def joined(device: str) -> Iterator[Ranks]:
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group(BACKENDS[device], timeout=PATIENCE)
+    store, index, count = next(rendezvous("env://", timeout=PATIENCE))
+    # torchrun keeps its store over a restart, with the addresses of processes that are gone
+    fresh = PrefixStore(f"start {times_restarted()}", store)
+    dist.init_process_group(BACKENDS[device], store=fresh, rank=index, world_size=count, timeout=PATIENCE)
     try:
         yield Ranks(device)
     finally:

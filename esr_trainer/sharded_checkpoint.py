@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed._shard.metadata import ShardMetadata
-from torch.distributed._shard.sharded_tensor.api import ShardedTensor
-from torch.distributed._shard.sharded_tensor.metadata import ShardedTensorMetadata, TensorProperties
-from torch.distributed._shard.sharded_tensor.shard import Shard
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from torchrec.distributed.shards_wrapper import LocalShardsWrapper
 
 from esr_trainer.checkpoint import Checkpoint, is_moment, moments_of, write_rest
 from esr_trainer.command_line import UsageError
@@ -127,12 +126,8 @@ def as_shared(own: Tensor, place: Placement, ranks: Ranks) -> Any:
     """What torch.distributed.checkpoint takes: a tensor that all have, or these rows as a part of all, (V, ...)."""
     if place.is_replicated or not own.dim():
         return own
-    pieces = [
-        ShardMetadata([rows.start, 0], [len(rows), own.shape[1]], f"rank:{rank}/{own.device}")
-        for rank, rows in enumerate(place.rows)
-        if rows
-    ]
-    size = torch.Size((max(rows.stop for rows in place.rows), own.shape[1]))
-    here = [Shard(own, piece) for piece in pieces if piece.placement.rank() == ranks.index]  # type: ignore[union-attr]
-    metadata = ShardedTensorMetadata(pieces, size, TensorProperties(own.dtype))
-    return ShardedTensor._init_from_local_shards_and_global_metadata(here, metadata)
+    first = place.rows[ranks.index].start
+    here = LocalShardsWrapper([own], [(first, 0)]) if len(own) else LocalShardsWrapper([], [])
+    shape = torch.Size((sum(map(len, place.rows)), own.shape[1]))
+    mesh = init_device_mesh(own.device.type, (ranks.count,))
+    return DTensor.from_local(here, mesh, [Shard(0)], run_check=False, shape=shape, stride=(own.shape[1], 1))

@@ -49,12 +49,16 @@ def check_shardable(config: TrainConfig, num_seeds: int, out: Path | None, is_pr
             raise UsageError(rule)
 
 
-def check_enough_items(num_items: int) -> None:
-    """Refuse more processes than have items of their own.
+def check_items(config: TrainConfig, num_items: int) -> None:
+    """Refuse a sampled catalogue, and more processes than have items of their own.
 
     Raises:
-        UsageError: names both.
+        UsageError: names the setting and the rule.
     """
+    if config.samples(num_items):
+        raise UsageError(
+            f"catalogue ({config.catalogue}) samples {num_items} items in one process: torchrun takes --catalogue full"
+        )
     count = num_processes()
     if num_items <= (count - 1) * -(-num_items // count):
         raise UsageError(f"torchrun's {count} processes are too many for {num_items} items: each needs one")
@@ -81,7 +85,7 @@ def prepare_shared(
     """
     settled = settle(config)
     assert isinstance(settled, InWorld)
-    check_enough_items(settled.world.num_items)
+    check_items(settled.config, settled.world.num_items)
     shared = SharedInWorld(settled.config, settled.given, settled.world, sharding, ranks)
     return take_up(shared, out, resume_from, lambda *run: ranks.told(lambda: make_run(*run)))
 

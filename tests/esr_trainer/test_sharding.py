@@ -1,7 +1,11 @@
 """Runs under torchrun: the same run whatever the number of processes and wherever the rows are."""
 
+import contextlib
 import json
+import os
+import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,12 +13,13 @@ import pytest
 import torch
 
 from esr_trainer.__main__ import command_line
-from esr_trainer.checkpoint import Checkpoint
+from esr_trainer.checkpoint import Checkpoint, checkpoints
 from esr_trainer.command_line import UsageError
-from esr_trainer.sharded_run import check_enough_items
+from esr_trainer.config import TrainConfig
+from esr_trainer.sharded_run import check_items
 from tests.torchrun import ended, torchrun
 
-SMALL = "--environment synthetic --contexts 40 --items 61 --candidates 6 --evaluate-every 4"
+SMALL = "--environment synthetic --contexts 40 --items 61 --candidates 6"
 RUNS = {
     "row-wise": "--estimator top1 --experts 2 --batch 15",
     "table-wise": "--estimator ca-poisson --experts 3 --optimizer adagrad --learning-rate 0.1",
@@ -26,17 +31,22 @@ RUNS = {
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Run a command as the only process of a torchrun."""
+    as_only_process(monkeypatch)
+    return command_line
+
+
+def as_only_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torchrun would set."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     for name, value in place.items():
         monkeypatch.setenv(name, str(value))
-    return command_line
 
 
 def arguments(out: Path, sharding: str, steps: int, *more: str) -> list[str]:
-    fixed = ["--steps", str(steps), "--sharding", sharding, "--out", str(out)]
+    fixed = ["--steps", str(steps), "--evaluate-every", "4", "--sharding", sharding, "--out", str(out)]
     return [*f"{SMALL} {RUNS[sharding]}".split(), *fixed, *more]
 
 
@@ -100,7 +110,83 @@ def test_a_restart_without_a_named_directory_is_refused(
 
 def test_more_processes_than_have_items_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    check_enough_items(7)
-    check_enough_items(4)
+    for num_items in (4, 7):
+        check_items(TrainConfig(), num_items)
     with pytest.raises(UsageError, match="torchrun's 4 processes are too many for 6 items"):
-        check_enough_items(6)  # blocks of 2, 2, 2 and 0
+        check_items(TrainConfig(), 6)  # blocks of 2, 2, 2 and 0
+
+
+@pytest.mark.parametrize(("catalogue", "num_items"), [("sampled", 1000), ("auto", 60_000)])
+def test_a_sampled_catalogue_is_refused(catalogue: str, num_items: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=rf"catalogue \({catalogue}\) samples {num_items} items in one process"):
+        check_items(TrainConfig.model_validate({"catalogue": catalogue}), num_items)
+    check_items(TrainConfig(catalogue="full"), num_items)
+
+
+@pytest.mark.slow
+def test_three_processes_make_the_run_of_one_wherever_the_rows_are(tmp_path: Path, alone: Callable[..., int]) -> None:
+    kinds = {"row-wise": "auto", "table-wise": "data-parallel", "data-parallel": "table-wise", "auto": "row-wise"}
+    three = [json.dumps(arguments(tmp_path / f"{name} of 3", name, 8, "--sharding", kinds[name])) for name in RUNS]
+    ended(torchrun(3, "tests.esr_trainer.sharded_runs", *three))
+    for name in RUNS:
+        assert alone(arguments(tmp_path / f"{name} of 1", name, 8)) == 0
+        same_up_to_rounding(tmp_path / f"{name} of 1", tmp_path / f"{name} of 3")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, alone: Callable[..., int]) -> None:
+    others = dict(zip(RUNS, [*list(RUNS)[1:], next(iter(RUNS))], strict=True))  # and with another sharding
+    first = [json.dumps(arguments(tmp_path / name, name, 4)) for name in RUNS]
+    ended(torchrun(2, "tests.esr_trainer.sharded_runs", *first))
+    for name in RUNS:
+        assert alone(arguments(tmp_path / name, name, 8)) == 0
+    last = [json.dumps(arguments(tmp_path / name, name, 12, "--sharding", others[name])) for name in RUNS]
+    ended(torchrun(2, "tests.esr_trainer.sharded_runs", *last))
+    for name in RUNS:
+        assert alone(arguments(tmp_path / f"{name} at once", name, 12)) == 0
+        same_up_to_rounding(tmp_path / f"{name} at once", tmp_path / name)
+        rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == [4, 8, 12]
+
+
+def test_one_process_and_torchrun_take_up_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, name = tmp_path / "run", "row-wise"
+    assert command_line(arguments(run, name, 4)) == 0
+    before, moments = Checkpoint(run).policy().state_dict(), Checkpoint(run).optimizer_state()
+    as_only_process(monkeypatch)
+    assert command_line(arguments(run, name, 5)) == 0
+    assert Checkpoint(run).is_in_pieces
+    assert Checkpoint(run).optimizer_state().keys() == moments.keys()
+    for key, table in Checkpoint(run).policy().state_dict().items():
+        assert 0 < (table - before[key]).abs().max() < 0.05, "a step further, not begun anew"
+    monkeypatch.delenv("RANK")
+    assert command_line(arguments(run, name, 9)) == 0
+    assert Checkpoint(run).description.step == 9
+    assert not Checkpoint(run).is_in_pieces
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_happened(
+    tmp_path: Path, alone: Callable[..., int]
+) -> None:
+    options = [*f"{SMALL} --steps 120 --checkpoint-every 10 --evaluate-every 60 --out".split(), str(tmp_path / "run")]
+    launch = torchrun(2, "esr_trainer", *options, options=("--max-restarts=1",))
+    while launch.poll() is None and not checkpoints(tmp_path / "run"):
+        time.sleep(0.01)
+    os.kill(process_of_rank(1, launch.pid), signal.SIGKILL)
+    _, err = ended(launch)
+    assert "resumed at step" in err
+    assert alone([*options[:-1], str(tmp_path / "whole")]) == 0
+    same_up_to_rounding(tmp_path / "whole", tmp_path / "run")
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*")), "nothing is left unfinished"
+
+
+def process_of_rank(rank: int, launcher: int) -> int:
+    """The process that torchrun started for a rank."""
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher and f"RANK={rank}" in (place / "environ").read_text().split("\0"):
+                return int(place.name)
+    raise AssertionError(f"no process of rank {rank}")
