@@ -1,13 +1,14 @@
-"""A judge of relevance behind a URL, such as an LLM: called over HTTP, within a budget, and never twice for one pair.
+"""A judge of relevance behind a URL, such as an LLM: called within a budget, and never twice for one pair.
 
-A call is `POST {"pairs": [{"context": {"id": ..., "texts": {column: text}}, "item": ...}, ...]}`; the answer is 200 and
-`{"relevance": [number in [0, 1], ...]}`, one per pair.
+Over HTTP a call is `POST {"pairs": [{"context": {"id": ..., "texts": {column: text}}, "item": ...}, ...]}`; the answer
+is 200 and `{"relevance": [number in [0, 1], ...]}`, one per pair.
 """
 
 import hashlib
 import json
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -71,8 +72,48 @@ class Budget:
             self.left -= 1
 
 
-class HttpJudge:
-    """Calls a judge."""
+class Judge(ABC):
+    """Calls a judge, within a budget, and again while a failure may pass."""
+
+    def __init__(self, url: str, budget: int, attempts: int) -> None:
+        self.url = url
+        self.budget = Budget(budget)
+        self.attempts = attempts
+
+    def __call__(self, pairs: Sequence[Pair]) -> list[float]:
+        """The relevance of some pairs, by one call, tried again while its failure may pass.
+
+        Raises:
+            UsageError: the budget is spent, or every attempt failed.
+        """
+        attempts = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(PassingError),
+            stop=tenacity.stop_after_attempt(self.attempts),
+            wait=tenacity.wait_random_exponential(FIRST_WAIT, LONGEST_WAIT),
+            reraise=True,
+        )
+        return attempts(self._call, pairs)
+
+    def _call(self, pairs: Sequence[Pair]) -> list[float]:
+        self.budget.take(self.url)
+        answer = self.answer(pairs)
+        try:
+            return checked(answer, len(pairs), self.url)
+        except UsageError as error:
+            raise PassingError(str(error)) from error
+
+    @abstractmethod
+    def answer(self, pairs: Sequence[Pair]) -> list[float]:
+        """What one call brings.
+
+        Raises:
+            PassingError: it failed, and another may not.
+            UsageError: it failed, as every other would.
+        """
+
+
+class HttpJudge(Judge):
+    """Calls a judge over HTTP."""
 
     def __init__(self, url: str, budget: int, attempts: int, seconds: float, token_file: Path | None) -> None:
         """Check the URL and read the token; nothing is called yet.
@@ -81,39 +122,19 @@ class HttpJudge:
             UsageError: the URL is not of http or https, names no host or carries a password, or the token's file cannot
                 be read.
         """
-        self.url = url
-        self.budget = Budget(budget)
-        self.attempts = attempts
+        super().__init__(url, budget, attempts)
         self.seconds = seconds
         self._headers = {"Content-Type": "application/json", **authorization(token_file)}
-        check_url(url)
+        check_url(url, ("http", "https"))
         self._pool = urllib3.PoolManager(maxsize=64, retries=False)
 
-    def __call__(self, pairs: Sequence[Pair]) -> list[float]:
-        """The relevance of some pairs, by one call, tried again while its failure may pass.
-
-        Raises:
-            UsageError: the budget is spent, or every attempt failed.
-        """
-        body = json.dumps({"pairs": [pair.to_json() for pair in pairs]}).encode()
-        attempts = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(PassingError),
-            stop=tenacity.stop_after_attempt(self.attempts),
-            wait=tenacity.wait_random_exponential(FIRST_WAIT, LONGEST_WAIT),
-            reraise=True,
-        )
-        return attempts(self._call, body, len(pairs))
-
-    def _call(self, body: bytes, count: int) -> list[float]:
-        self.budget.take(self.url)
-        content = self._post(body)
+    def answer(self, pairs: Sequence[Pair]) -> list[float]:
+        """What one POST brings."""
+        content = self._post(json.dumps({"pairs": [pair.to_json() for pair in pairs]}).encode())
         try:
-            values = Answer.model_validate_json(content).relevance
-            return checked(values, count, self.url)
+            return Answer.model_validate_json(content).relevance
         except ValidationError as error:
             raise PassingError(f"oracle ({self.url}) answered something else than relevance") from error
-        except UsageError as error:
-            raise PassingError(str(error)) from error
 
     def _post(self, body: bytes) -> bytes:
         ends = time.monotonic() + self.seconds
@@ -148,16 +169,17 @@ def read_until(response: urllib3.BaseHTTPResponse, ends: float, url: str) -> byt
     return content
 
 
-def check_url(url: str) -> None:
-    """Refuse what no call should go to."""
+def check_url(url: str, schemes: tuple[str, str]) -> str:
+    """Refuse what no call should go to; the host and port."""
     try:
         parts = urllib3.util.parse_url(url)
     except urllib3.exceptions.LocationParseError as error:
         raise UsageError("oracle: the URL cannot be parsed") from error
     if parts.auth:
         raise UsageError(f"oracle ({parts.scheme}://{parts.host}): a URL may hold no password; use --judge-token-file")
-    if parts.scheme not in ("http", "https") or not parts.host:
-        raise UsageError(f"oracle ({url}) must be an http or https URL with a host")
+    if parts.scheme not in schemes or not parts.host:
+        raise UsageError(f"oracle ({url}) must be of {' or '.join(schemes)}, and name a host")
+    return parts.netloc or ""
 
 
 def authorization(token_file: Path | None) -> dict[str, str]:
@@ -176,7 +198,7 @@ def authorization(token_file: Path | None) -> dict[str, str]:
 class CachedJudge:
     """A judge whose answers are kept in a file, and asked for in batches, several at a time."""
 
-    def __init__(self, judge: HttpJudge, path: Path, batch: int, concurrency: int) -> None:
+    def __init__(self, judge: Judge, path: Path, batch: int, concurrency: int) -> None:
         """Open the file, or make it.
 
         Raises:

@@ -14,7 +14,8 @@ class RelevanceOptions(Options):
     oracle: str = "labels"
     """`labels`: the world's expected reward, capped to [0, 1], or 1 where it is above --relevant-above;
     FILE.py:function: a function of a list of (context, item) pairs, each with its id and texts, that gives a number in
-    [0, 1] for each; or the http(s) URL of a judge, which gets the pairs as JSON."""
+    [0, 1] for each; or a judge's URL: http(s), which gets the pairs as JSON, or grpc(s)://HOST:PORT, which has
+    proto/esr/v1/relevance.proto's RelevanceService (grpcs: with TLS)."""
     relevant_above: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Expected reward above which a label is 1; the others are 0."""
     judge_cache: Path = Path("judgements.db")
@@ -30,4 +31,4 @@ class RelevanceOptions(Options):
     judge_seconds: PositiveFloat = 30.0
     """The longest that one call may take."""
     judge_token_file: Path | None = None
-    """File of the token that the judge wants as `Authorization: Bearer`."""
+    """File of the token that the judge wants as `Authorization: Bearer` (gRPC: the metadata of that name)."""

@@ -16,6 +16,9 @@ from esr_trainer.relevance_options import RelevanceOptions
 from esr_trainer.user_function import user_function
 from esr_trainer.world import World
 
+HTTP, GRPC = ("http://", "https://"), ("grpc://", "grpcs://")
+"""How the URL of a judge begins."""
+
 
 class RelevanceOracle(Protocol):
     """Says how relevant items are to contexts."""
@@ -96,14 +99,18 @@ def function_of(options: RelevanceOptions, world: World, descriptions: Descripti
 
 def judge_of(options: RelevanceOptions, world: World, descriptions: Descriptions) -> RelevanceOracle:
     """A judge behind a URL, its answers kept."""
-    from esr_trainer.relevance_judge import CachedJudge, HttpJudge
+    from esr_trainer.relevance_judge import CachedJudge, HttpJudge, Judge
 
-    http = HttpJudge(
-        options.oracle, options.judge_budget, options.judge_attempts, options.judge_seconds, options.judge_token_file
-    )
-    return PairOracle(
-        CachedJudge(http, options.judge_cache, options.judge_batch, options.judge_concurrency), descriptions
-    )
+    judge: Judge
+    limits = options.judge_budget, options.judge_attempts, options.judge_seconds, options.judge_token_file
+    if options.oracle.startswith(HTTP):
+        judge = HttpJudge(options.oracle, *limits)
+    else:
+        from esr_trainer.relevance_judge_grpc import GrpcJudge
+
+        judge = GrpcJudge(options.oracle, *limits)
+    kept = CachedJudge(judge, options.judge_cache, options.judge_batch, options.judge_concurrency)
+    return PairOracle(kept, descriptions)
 
 
 ORACLES: Mapping[str, Callable[[RelevanceOptions, World, Descriptions], RelevanceOracle]] = {
@@ -122,11 +129,11 @@ def kind_of(oracle: str) -> str:
     """
     if oracle == "labels":
         return "labels"
-    if oracle.startswith(("http://", "https://")):
+    if oracle.startswith((*HTTP, *GRPC)):
         return "url"
     if Path(oracle.rpartition(":")[0]).suffix == ".py":
         return "function"
-    raise UsageError(f"oracle ({oracle}) must be labels, FILE.py:function, or an http or https URL")
+    raise UsageError(f"oracle ({oracle}) must be labels, FILE.py:function, or an http, https, grpc or grpcs URL")
 
 
 def open_oracle(options: RelevanceOptions, world: World, descriptions: Descriptions) -> RelevanceOracle:
