@@ -227,6 +227,10 @@ class TrainConfig(Options):
     that are not numbers is in any case."""
     text_buckets: Annotated[int, Field(gt=0, le=1 << 31)] = 1 << 14
     """Rows of a text column's table; n-grams that fall together share one."""
+    text_encoder: str | None = None
+    """Learn text by the vectors of a Hugging Face encoder instead, mean-pooled and frozen, and a projection of them:
+    the name of a model on the hub, or its folder. Needs the extra [hf] when a run begins; what is trained, exported and
+    served needs no encoder, and knows the texts of the feature tables alone."""
     variance_reduction: VarianceReductionName = "none"
     """`baseline`: a running mean per context, for `v` and `v-swr`; `grpo`: rewards normalised over 8 slates per
     context; `control-variate`: a zero-mean correction by the LSR's propensities, for the others under a random LSR."""

@@ -1,12 +1,14 @@
 """What a tower knows of a context or an item: its id, and optionally categories, several to a row too, and text.
 
 Every feature is a bag of vocabulary indices per row, padded with -1; the id is a bag of one, a text one of its hashed
-n-grams. Axes: C rows, P the most indices a row has.
+n-grams, or of one where an encoder reads it. Axes: C rows, P the most indices a row has, V texts, E an encoder's
+dimension.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -26,8 +28,14 @@ RESERVED = {ID, "file", "allow_pickle"}
 MAX_VALUES = 500
 """A column with more distinct values than this is a number or free text, not a category."""
 
-HASHED = HashedText()
-"""How text is hashed unless the settings say otherwise."""
+Texts = Sequence[Sequence[str]]
+"""A column's texts, those of a row together."""
+
+
+def hashed(texts: Texts) -> Vocabulary:
+    """How text becomes indices unless the settings say otherwise."""
+    return HashedText()
+
 
 Cell = str | list[str | None] | None
 """What a table holds of a row: one text, in Parquet also a list, or nothing."""
@@ -40,6 +48,8 @@ class Features(NamedTuple):
     """Feature -> what its indices are; of the feature `id`, the data's own id of each row."""
     bags: dict[str, np.ndarray]
     """Feature -> indices, (C, P) int64; -1 pads."""
+    encoded: Mapping[str, np.ndarray] = MappingProxyType({})
+    """Feature whose vocabulary is EncodedText -> an encoder's vector of each of its texts, (V, E) float32."""
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -54,7 +64,9 @@ def id_features(ids: Sequence[str]) -> Features:
     return Features({ID: Categories(ids)}, {ID: np.arange(len(ids))[:, None]})
 
 
-def read_features(ids: Sequence[str], path: Path, text: Sequence[str] = (), hashed: HashedText = HASHED) -> Features:
+def read_features(
+    ids: Sequence[str], path: Path, text: Sequence[str] = (), read_text: Callable[[Texts], Vocabulary] = hashed
+) -> Features:
     """Ids with the columns of a CSV or Parquet file as features.
 
     The file's first column holds ids; a row without features keeps empty bags. A value such as "[27, 9]" is
@@ -65,7 +77,7 @@ def read_features(ids: Sequence[str], path: Path, text: Sequence[str] = (), hash
         ids: the rows' ids, C.
         path: a file with named columns, such as KuaiRec's user_features.csv or item_categories.csv.
         text: columns that are text however few values they have.
-        hashed: how text becomes indices.
+        read_text: a column's texts -> how they become indices.
 
     Raises:
         UsageError: the file cannot be read, repeats an id, or knows none of the ids.
@@ -77,7 +89,7 @@ def read_features(ids: Sequence[str], path: Path, text: Sequence[str] = (), hash
     for name in table.columns[1:]:
         column = table[name].to_list()
         cells = [column[row] if row is not None else None for row in rows]
-        if found := read_column(f"{name} of {path.name}", cells, name in text, hashed):
+        if found := read_column(f"{name} of {path.name}", cells, name in text, read_text):
             features.vocabularies[name], features.bags[name] = found
     return features
 
@@ -100,7 +112,7 @@ def matched_rows(ids: Sequence[str], path: Path) -> tuple[pl.DataFrame, list[int
 
 
 def read_column(
-    name: str, cells: Sequence[Cell], is_text: bool, hashed: HashedText
+    name: str, cells: Sequence[Cell], is_text: bool, read_text: Callable[[Texts], Vocabulary]
 ) -> tuple[Vocabulary, np.ndarray] | None:
     """A feature's vocabulary and bags, (C, P); None if there is nothing in it, or nothing to learn by.
 
@@ -108,7 +120,7 @@ def read_column(
         name: for the notes.
         cells: C.
         is_text: whether it is text however few values it has.
-        hashed: how text becomes indices.
+        read_text: a column's texts -> how they become indices.
     """
     values = [split_values(cell) for cell in cells]
     distinct = sorted({value for row in values for value in row})
@@ -119,7 +131,8 @@ def read_column(
             return None
         if not is_text:
             note(f"feature {name} read as text: {len(distinct)} distinct values (categories have at most {MAX_VALUES})")
-        vocabulary, values = hashed, [texts_of(cell) for cell in cells]
+        values = [texts_of(cell) for cell in cells]
+        vocabulary = read_text(values)
     bags = [vocabulary.indices(row) for row in values]
     width = max(map(len, bags))
     return (vocabulary, padded(bags, width)) if width else None
@@ -151,13 +164,23 @@ def split_values(cell: Cell) -> list[str]:
 
 
 def save_features(features: Features, directory: Path, side: str) -> None:
-    """Write `<side>_vocabularies.json` and `<side>_features.npz`."""
+    """Write `<side>_vocabularies.json` and `<side>_features.npz`, and `<side>_encoded.npz` if an encoder was used."""
     (directory / f"{side}_vocabularies.json").write_text(json.dumps(vocabularies_to_json(features.vocabularies)))
     np.savez_compressed(directory / f"{side}_features.npz", allow_pickle=False, **features.bags)
+    if features.encoded:
+        np.savez(directory / f"{side}_encoded.npz", allow_pickle=False, **features.encoded)
 
 
 def load_features(directory: Path, side: str) -> Features:
     """Read what `save_features` wrote."""
     vocabularies = vocabularies_of_json(json.loads((directory / f"{side}_vocabularies.json").read_text()))
-    with np.load(directory / f"{side}_features.npz", allow_pickle=False) as bags:
-        return Features(vocabularies, {name: bags[name] for name in vocabularies})
+    bags = load_arrays(directory / f"{side}_features.npz")
+    path = directory / f"{side}_encoded.npz"
+    encoded = load_arrays(path) if path.is_file() else {}
+    return Features(vocabularies, {name: bags[name] for name in vocabularies}, encoded)
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)

@@ -255,6 +255,7 @@ SHAPE = (
     "item_features",
     "text",
     "text_buckets",
+    "text_encoder",
 )
 """Settings of the tables, which are the --init run's."""
 

@@ -1,6 +1,7 @@
 """The ESR's model: two towers per expert on torchrec's EmbeddingBagCollection, and their inner product.
 
-f^m(x, a) = <u^m(x), v^m(a)> / temperature. Axes: B batch, C rows of a tower, M experts, N items, D embedding dimension.
+f^m(x, a) = <u^m(x), v^m(a)> / temperature. Axes: B batch, C rows of a tower, M experts, N items, D embedding dimension,
+V vocabulary, E an encoder's dimension.
 """
 
 import logging
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from esr_trainer.features import ID, Features
 from esr_trainer.hashed_text import HashedText
+from esr_trainer.vocabularies import EncodedText
 
 logging.getLogger("torch.fx._symbolic_trace").setLevel(
     logging.ERROR
@@ -23,6 +25,27 @@ with warnings.catch_warnings():
     from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
     from torchrec.modules.embedding_modules import EmbeddingBagCollection
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+
+class EncodedTable(nn.Module):
+    """The table of a feature that an encoder reads: its vectors, which stay, by a projection, which learns."""
+
+    vectors: Tensor
+    """(V, E)."""
+
+    def __init__(self, vectors: Tensor, width: int) -> None:
+        super().__init__()
+        self.register_buffer("vectors", vectors, persistent=False)  # kept with the features
+        self.projection = nn.Parameter(torch.empty(vectors.shape[1], width))
+
+    @property
+    def weight(self) -> Tensor:
+        """(V, M * D)."""
+        return self.vectors @ self.projection
+
+    def forward(self, bag: Tensor) -> Tensor:
+        """The rows of bags of at most one, (B, 1): (B, M * D), 0 where there is none."""
+        return (self.vectors[bag[:, 0].clamp(min=0)] * (bag >= 0)) @ self.projection
 
 
 class Tower(nn.Module):
@@ -40,7 +63,7 @@ class Tower(nn.Module):
     def __init__(self, features: Features, num_experts: int, dimension: int, num_ids: int | None = None) -> None:
         super().__init__()
         self.features = features
-        self.shape = (len(features.bags), num_experts, dimension)
+        self.shape = (len(features.bags) - len(features.encoded), num_experts, dimension)
         self.tables = EmbeddingBagCollection(
             tables=[
                 EmbeddingBagConfig(
@@ -51,7 +74,15 @@ class Tower(nn.Module):
                     pooling=PoolingType.MEAN,
                 )
                 for index, (name, vocabulary) in enumerate(features.vocabularies.items())
+                if name not in features.encoded
             ]
+        )
+        self.encoded = nn.ModuleDict(
+            {
+                f"feature_{index}": EncodedTable(torch.from_numpy(features.encoded[name]), num_experts * dimension)
+                for index, name in enumerate(features.bags)
+                if name in features.encoded
+            }
         )
 
     def forward(self, rows: Tensor | None = None) -> Tensor:
@@ -64,7 +95,12 @@ class Tower(nn.Module):
             table = self.weights()[ID]
             return (table if rows is None else table.index_select(0, rows)).view(-1, *self.shape[1:])
         pooled: Tensor = self.tables(self._every_bag if rows is None else jagged(self.features, rows)).values()
-        return pooled.view(-1, *self.shape).sum(dim=1)
+        total = pooled.view(-1, *self.shape).sum(dim=1)
+        for index, bags in enumerate(self.features.bags.values()):
+            if f"feature_{index}" in self.encoded:
+                bag = torch.from_numpy(bags)
+                total = total + self.encoded[f"feature_{index}"](bag if rows is None else bag[rows]).view_as(total)
+        return total
 
     @cached_property
     def _every_bag(self) -> KeyedJaggedTensor:
@@ -80,8 +116,8 @@ class Tower(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """Each feature's table, (V, M * D)."""
-        bags = self.tables.embedding_bags
-        return {name: bags[f"feature_{index}"].weight for index, name in enumerate(self.features.bags)}
+        tables = {**self.tables.embedding_bags, **self.encoded}
+        return {name: tables[f"feature_{index}"].weight for index, name in enumerate(self.features.bags)}
 
 
 class EarlyStageRanker(nn.Module):
@@ -142,11 +178,13 @@ def logits_side_by_side(rankers: Sequence[EarlyStageRanker], contexts: Sequence[
 
 
 def jagged(features: Features, rows: Tensor) -> KeyedJaggedTensor:
-    """The bags of some rows in torchrec's form: values of every feature one after the other, without the padding."""
+    """The bags of some rows in torchrec's form: values of every feature one after the other, without the padding; of
+    those that have a table."""
     values, lengths = [], []
-    for bags in features.bags.values():
-        bag = torch.from_numpy(bags).to(rows.device)[rows]
+    names = [name for name, one in features.vocabularies.items() if not isinstance(one, EncodedText)]
+    for name in names:
+        bag = torch.from_numpy(features.bags[name]).to(rows.device)[rows]
         present = bag >= 0
         values.append(bag[present])
         lengths.append(present.sum(dim=1))
-    return KeyedJaggedTensor(keys=list(features.bags), values=torch.cat(values), lengths=torch.cat(lengths))
+    return KeyedJaggedTensor(keys=names, values=torch.cat(values), lengths=torch.cat(lengths))

@@ -25,6 +25,7 @@ from esr_trainer.shards import Logits
 from esr_trainer.system import system_of
 from esr_trainer.towers import EarlyStageRanker, logits_side_by_side
 from esr_trainer.variance_reduction import GRPO_SHIFT, ContextBaseline, control_variate, group_normalised
+from esr_trainer.vocabularies import EncodedText, encoded_text
 from esr_trainer.world import Catalogue, World
 
 ReadBaseline = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -185,13 +186,26 @@ def read_catalogue(config: TrainConfig, world: Catalogue) -> tuple[Features, Fea
         UsageError: a file of features cannot be used, or a text column is in none.
     """
     hashed = HashedText(buckets=config.text_buckets)
+    read_text = encoded_text if config.text_encoder else lambda texts: hashed
     contexts, items = (
-        read_features(ids, path, config.text, hashed) if path else id_features(ids)
+        encoded(read_features(ids, path, config.text, read_text), config.text_encoder) if path else id_features(ids)
         for ids, path in ((world.context_ids, config.context_features), (world.item_ids, config.item_features))
     )
     if unknown := set(config.text).difference(contexts.bags, items.bags):
         raise UsageError(f"text ({', '.join(sorted(unknown))}): no table of features has any text in such a column")
+    if config.text_encoder and not contexts.encoded and not items.encoded:
+        raise UsageError(f"text_encoder ({config.text_encoder}): no table of features has text; name columns by --text")
     return contexts, items
+
+
+def encoded(features: Features, name: str | None) -> Features:
+    """The features with an encoder's vectors of what it is to read."""
+    if name is None:
+        return features
+    from esr_trainer.text_encoder import encode
+
+    texts = {feature: one.texts for feature, one in features.vocabularies.items() if isinstance(one, EncodedText)}
+    return features._replace(encoded={feature: encode(one, name) for feature, one in texts.items()})
 
 
 def build_optimizer(

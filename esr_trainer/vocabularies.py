@@ -1,12 +1,16 @@
 """The vocabulary of a feature: which rows of its table the values of a cell, or of a request, are."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
 from esr_trainer.hashed_text import HashedText
+
+ENCODED = "encoded-text"
+"""What tells an EncodedText in JSON."""
 
 
 class Vocabulary(Protocol):
@@ -38,6 +42,34 @@ class Categories(tuple[str, ...]):
         return list(self)
 
 
+@dataclass(frozen=True)
+class EncodedText:
+    """The distinct texts of a feature, each of which an encoder made a vector of; other texts are not known."""
+
+    texts: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @cached_property
+    def _index_of(self) -> dict[str, int]:
+        return {text: index for index, text in enumerate(self.texts)}
+
+    def indices(self, values: Sequence[str]) -> list[int]:
+        """The index of the values as one text, if it is known."""
+        index = self._index_of.get(" ".join(values).strip())
+        return [] if index is None else [index]
+
+    def to_json(self) -> dict[str, Any]:
+        """The texts, in the order of their indices."""
+        return {"kind": ENCODED, "texts": list(self.texts)}
+
+
+def encoded_text(rows: Sequence[Sequence[str]]) -> EncodedText:
+    """The distinct texts of rows of texts, but for empty ones."""
+    return EncodedText(tuple(sorted({" ".join(row).strip() for row in rows} - {""})))
+
+
 def padded(bags: Sequence[Sequence[int]], width: int) -> np.ndarray:
     """Bags of indices, at most `width` each, as one array: (C, width) int64, padded with -1."""
     array = np.full((len(bags), width), -1, dtype=np.int64)
@@ -57,7 +89,13 @@ def vocabularies_of_json(content: Mapping[str, Any]) -> dict[str, Vocabulary]:
     Raises:
         ValueError: a feature has a vocabulary of no known kind.
     """
-    return {
-        name: HashedText.model_validate(one) if isinstance(one, dict) else Categories(one)
-        for name, one in content.items()
-    }
+    return {name: vocabulary_of_json(one) for name, one in content.items()}
+
+
+def vocabulary_of_json(content: Any) -> Vocabulary:
+    """One feature's, decoded."""
+    if not isinstance(content, dict):
+        return Categories(content)
+    if content.get("kind") == ENCODED:
+        return EncodedText(tuple(content["texts"]))
+    return HashedText.model_validate(content)

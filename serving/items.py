@@ -14,10 +14,9 @@ import onnxruntime as ort
 
 from esr_trainer.command_line import UsageError, note
 from esr_trainer.features import ID, Cell, split_values, texts_of
-from esr_trainer.hashed_text import HashedText
 from esr_trainer.onnx_session import session
 from esr_trainer.table_files import read_table
-from esr_trainer.vocabularies import Categories, Vocabulary, padded, vocabularies_of_json
+from esr_trainer.vocabularies import Categories, EncodedText, Vocabulary, padded, vocabularies_of_json
 from esr_trainer.whole_directory import next_numbered, sha256
 from serving import bundle
 from serving.bundle import Bundle, Manifest, load_bundle
@@ -139,8 +138,10 @@ def embed_added(source: Path, parent: Bundle, path: Path, staying: set[str]) -> 
 
 def known_bags(path: Path, name: str, cells: list[Cell], vocabulary: Vocabulary, width: int | None) -> np.ndarray:
     """One feature's bags, without the values that the tower does not know: (A, P)."""
-    values_of = texts_of if isinstance(vocabulary, HashedText) else split_values
+    values_of = split_values if isinstance(vocabulary, Categories) else texts_of
     bags = [vocabulary.indices(values_of(cell)) for cell in cells]
+    if isinstance(vocabulary, EncodedText) and (new := sum(not bag for bag in bags)):
+        note(f"feature {name}: {new} texts are not among those that were encoded, and count as absent")
     most = max(map(len, bags), default=0)
     if width is not None and most > width:
         raise UsageError(f"add ({path}): a row has {most} values of {name}; the item tower takes at most {width}")

@@ -36,7 +36,7 @@ def test_a_column_of_many_values_is_left_out_with_a_note(tmp_path: Path, capsys:
 def test_a_column_of_many_texts_is_text_with_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ids = tuple(map(str, range(600)))
     path = write(tmp_path / "items.csv", "item,caption\n" + "".join(f"{i},cap {i}\n" for i in range(600)))
-    features = read_features(ids, path, hashed=HashedText(buckets=50))
+    features = read_features(ids, path, read_text=lambda texts: HashedText(buckets=50))
     assert features.vocabularies["caption"] == HashedText(buckets=50)
     assert features.bags["caption"].max() < 50
     said = "feature caption of items.csv read as text: 600 distinct values (categories have at most 500)"
