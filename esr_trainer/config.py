@@ -132,6 +132,7 @@ def misuse_of_sample(config: "TrainConfig", num_items: int | None = None) -> str
     rules = (
         (config.estimator not in FOLLOWS_WHOLE_ITEMS, f"estimator ({config.estimator}) follows whole items"),
         (config.device == "cpu", f"device ({config.device}) has no index"),
+        (config.text_encoder is None, f"text_encoder ({config.text_encoder}) has a projection that every row shares"),
         (config.head_size >= config.candidates, f"catalogue_head ({config.head_size}) is below {config.candidates}"),
         (num_items is None or num_items > config.candidates, f"candidates ({config.candidates}) are all the items"),
     )

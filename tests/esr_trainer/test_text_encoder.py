@@ -163,6 +163,8 @@ def test_an_encoder_that_is_not_there_is_one_line(
     assert "cannot be loaded" in line
     line = refused(command_line(["--environment", "synthetic", "--text-encoder", "x"]))
     assert "text_encoder (x): no table of features has text; name columns by --text" in line
+    line = refused(command_line([*options, "--catalogue", "sampled"]))
+    assert "has a projection that every row shares" in line
 
 
 def test_without_the_extra_it_is_one_line(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
