@@ -70,7 +70,8 @@ def learned(experiment: Experiment) -> tuple[Learned, Learned]:
 def test_measures_by_hand(question: Question) -> None:
     """Two users of two and four positives; one and three of their tops are relevant, four of ten items are new.
 
-    Of the hidden pairs, the first user's three hold both positives; the second's best ten, 10 to 1, hold three of four.
+    Hidden are 0 to 12 and 15 of the first user, whose best ten, 0 to 9, hold one of two positives; and all but 0 and 19
+    of the second, whose best ten, 10 to 1, hold the three positives that are hidden.
     """
     labels = torch.zeros(3, 20)
     labels[0, [0, 15]] = 1
@@ -83,8 +84,9 @@ def test_measures_by_hand(question: Question) -> None:
     base[0, 6:10] = base[1, :4] = -2.0
     base[:, 16:] = 0.5
     hidden = torch.zeros(3, 20, dtype=torch.bool)
-    hidden[0, [0, 3, 15]] = True
-    hidden[1, torch.arange(1, 20)] = True
+    scores[0, 10:13] = -0.5
+    hidden[0, [*range(13), 15]] = True
+    hidden[1, 1:19] = True
     found = measure(question._replace(hidden=hidden), labels, scores, base, torch.tensor([0, 1]))
     expected = {
         "recall@1": (1 / 2 + 1 / 4) / 2,
@@ -92,7 +94,7 @@ def test_measures_by_hand(question: Question) -> None:
         "novelty@10": 0.4,
         "precision@1": 1.0,
         "precision@5": (1 / 5 + 1 / 5) / 2,
-        "hidden recall@10": (2 / 2 + 3 / 4) / 2,
+        "hidden recall@10": (1 / 2 + 3 / 3) / 2,
     }
     assert found == pytest.approx(expected)
 
@@ -152,6 +154,8 @@ def test_going_on_begins_where_pg_ret_begins(experiment: Experiment, learned: tu
     _, supervised = learned
     adapting = experiment.adapting("recall", supervised)
     assert torch.equal(scores_of(adapting), supervised.scores)
+    learner = contexts_alone(experiment.supervision().begin())
+    assert {name.partition(".")[0] for name in learner.policy.learned()} == {"context_tower"}
     no_step = Experiment(experiment.question, experiment.budget._replace(adapting_steps=0), 1, experiment.folder)
     assert torch.equal(no_step.gone_on(supervised, contexts_alone), supervised.scores)
     assert not torch.equal(experiment.gone_on(supervised, contexts_alone), supervised.scores)
