@@ -11,6 +11,7 @@ Axes: C contexts, N items.
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,8 @@ EVERY = 10
 """Steps between two looks."""
 SIZES = (100, 300, 1000, 3000, 10_000)
 """N."""
+RATES, RATE_ITEMS, RATE_SEED = (0.01, 0.003, 0.03, 0.001), 300, 1000
+"""Learning rates that each learner chooses from, where, and on which seed."""
 NEVER = -1
 """Steps of a run that was not there at its last step."""
 
@@ -49,10 +52,12 @@ class Convergence(NamedTuple):
     """Gradient steps to SHARE of the optimum, or NEVER."""
     most: int
     """After how many steps it was given up."""
+    learning_rate: float
+    """The learner's best of RATES at RATE_ITEMS items, on a seed that is not counted."""
 
 
 def settings(estimator: str, seed: int, **own: object) -> TrainConfig:
-    """What all learners have in common: Adam at 1e-2, one expert, no bonus; no rate was chosen for any of them."""
+    """What all learners have in common: Adam, one expert, no bonus."""
     given: dict[str, object] = {
         "experts": 1,
         "candidates": CANDIDATES,
@@ -69,22 +74,23 @@ def system_for(world: World, num_candidates: int) -> System:
     return System(LATE_STAGE_RANKERS["optimal"], world.scores, num_candidates, torch.ones(1))
 
 
-def over_the_catalogue(estimator: str, num_candidates: int, world: World, seed: int) -> Learner:
+def over_the_catalogue(estimator: str, num_candidates: int, world: World, seed: int, rate: float) -> Learner:
     """A policy over the catalogue that plays rounds with its own K."""
-    config = settings(estimator, seed, candidates=num_candidates)
+    config = settings(estimator, seed, candidates=num_candidates, learning_rate=rate)
     ids = id_features(world.context_ids), id_features(world.item_ids)
     return new_trainer(config, world, system_for(world, num_candidates), *ids)
 
 
-def over_pairs(world: World, seed: int) -> Learner:
+def over_pairs(world: World, seed: int, rate: float) -> Learner:
     """PG-Ret on as many pairs per step as the others have candidates, all drawn from the whole catalogue.
 
     Pairs of the current top, nearly all of them irrelevant at first, drown the few relevant ones that are found: with
     one pair in ten from there it stands at 4.67 after 1,000 steps on 1,000 items, of an optimum of 8.42.
     """
     shares = {"share_current": 0.0, "share_explored": 1.0, "explorer": "uniform"}
-    config = settings("pg-ret", seed, init="none", pairs=CANDIDATES, reward_top=CANDIDATES, **shares)
-    policy = with_fixed_items(over_the_catalogue("top1", CANDIDATES, world, seed).policy)
+    of_pairs = {"init": "none", "pairs": CANDIDATES, "reward_top": CANDIDATES, "learning_rate": rate}
+    config = settings("pg-ret", seed, **of_pairs, **shares)
+    policy = with_fixed_items(over_the_catalogue("top1", CANDIDATES, world, seed, rate).policy)
     _, _, right = torch.linalg.svd(world.score, full_matrices=False)  # (C, N)
     policy.item_tower.weights()[ID].zero_()[:, :CONTEXTS] = config.init_std * math.sqrt(world.num_items) * right.T
     best = world.expected_reward.topk(CANDIDATES, dim=1).indices
@@ -110,13 +116,13 @@ def over_pairs(world: World, seed: int) -> Learner:
     )
 
 
-LEARNERS: Mapping[str, Callable[[World, int], Learner]] = {
-    "REINFORCE (v, K = 1)": lambda world, seed: over_the_catalogue("v", 1, world, seed),
+LEARNERS: Mapping[str, Callable[[World, int, float], Learner]] = {
+    "REINFORCE (v, K = 1)": partial(over_the_catalogue, "v", 1),
     "pg-ret": over_pairs,
-    "top1": lambda world, seed: over_the_catalogue("top1", CANDIDATES, world, seed),
-    "ca-poisson": lambda world, seed: over_the_catalogue("ca-poisson", CANDIDATES, world, seed),
+    "top1": partial(over_the_catalogue, "top1", CANDIDATES),
+    "ca-poisson": partial(over_the_catalogue, "ca-poisson", CANDIDATES),
 }
-"""Name -> a run at its first step in a world, by seed."""
+"""Name -> a run at its first step in a world, by seed and learning rate."""
 
 
 def steps_to_share(learner: Learner, world: World, most: int) -> int:
@@ -131,14 +137,26 @@ def steps_to_share(learner: Learner, world: World, most: int) -> int:
     return learner.step
 
 
+def best_rate(begin: Callable[[World, int, float], Learner], num_items: int, most: int) -> float:
+    """The rate of RATES that gets there first; the first of them where none does."""
+    world = synthetic_world(CONTEXTS, num_items, RATE_SEED)
+    best = RATES[0]
+    for rate in RATES:
+        steps = steps_to_share(begin(world, RATE_SEED, rate), world, most)
+        if steps != NEVER:
+            best, most = rate, steps - 1  # another has to be sooner
+    return best
+
+
 def convergences(sizes: Sequence[int], seeds: int, most: int) -> Iterator[Convergence]:
-    """Every learner on every catalogue."""
+    """Every learner on every catalogue, at its best rate."""
+    rates = {name: best_rate(begin, min(RATE_ITEMS, max(sizes)), most) for name, begin in LEARNERS.items()}
     for num_items in sizes:
         for seed in range(seeds):
             world = synthetic_world(CONTEXTS, num_items, seed)
             for name, begin in LEARNERS.items():
-                steps = steps_to_share(begin(world, seed), world, most)
-                yield Convergence(name, num_items, seed, steps, most)
+                steps = steps_to_share(begin(world, seed, rates[name]), world, most)
+                yield Convergence(name, num_items, seed, steps, most, rates[name])
 
 
 def mean_steps(rows: Sequence[Convergence], learner: str) -> dict[int, float]:
@@ -170,7 +188,8 @@ def convergence_grids(rows: Sequence[Convergence]) -> list[Grid]:
         steps = mean_steps(rows, name)
         slope = growth(steps) if len(steps) == len(sizes) else None
         cells = [f"{steps[size]:.0f}" if size in steps else f"> {rows[0].most}" for size in sizes]
-        lines.append([name, *cells, "" if slope is None else f"{slope:.2f}"])
+        rate = next(row.learning_rate for row in rows if row.learner == name)
+        lines.append([f"{name}, rate {rate:g}", *cells, "" if slope is None else f"{slope:.2f}"])
     caption = (
         f"{CONTEXTS} contexts, batch {BATCH}, {len({row.seed for row in rows})} seed(s); the "
         "exponent is the slope of log steps over log N of who always got there. pg-ret is told by an oracle what is "

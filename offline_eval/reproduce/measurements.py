@@ -166,7 +166,7 @@ MEASUREMENTS: Mapping[str, Measurement] = {
         "convergence",
         "python -m offline_eval reproduce convergence",
         Convergence,
-        lambda budget: convergences((30, 60), 1, 100) if budget == "smoke" else convergences(SIZES, 1, 2000),
+        lambda budget: convergences((30, 60), 1, 100) if budget == "smoke" else convergences(SIZES, 1, 4000),
         convergence_grids,
         "convergence",
         draw_convergence,

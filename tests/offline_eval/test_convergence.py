@@ -10,8 +10,11 @@ from offline_eval.reproduce.convergence import (
     CONTEXTS,
     LEARNERS,
     NEVER,
+    RATE_SEED,
+    RATES,
     SHARE,
     Convergence,
+    best_rate,
     convergence_grids,
     growth,
     mean_steps,
@@ -24,7 +27,7 @@ from offline_eval.reproduce.plots import convergence_figure
 @pytest.mark.parametrize("name", LEARNERS)
 def test_every_learner_gets_there_and_no_sooner(name: str) -> None:
     world = synthetic_world(CONTEXTS, 30, 0)
-    learner = LEARNERS[name](world, 0)
+    learner = LEARNERS[name](world, 0, 0.01)
     steps = steps_to_share(learner, world, 600)
     system = system_for(world, CANDIDATES)
     reached = float(greedy_values(world, system, learner.policy).mean())
@@ -34,10 +37,22 @@ def test_every_learner_gets_there_and_no_sooner(name: str) -> None:
 
 def test_who_is_given_up_is_said() -> None:
     world = synthetic_world(CONTEXTS, 200, 0)
-    assert steps_to_share(LEARNERS["REINFORCE (v, K = 1)"](world, 0), world, 10) == NEVER
+    assert steps_to_share(LEARNERS["REINFORCE (v, K = 1)"](world, 0, 0.01), world, 10) == NEVER
 
 
-ROWS = [Convergence("squared", n, seed, n * n // 100 * (1 + 3 * seed), 9999) for n in (10, 20, 40) for seed in (0, 1)]
+def test_the_rate_is_whoever_gets_there_first() -> None:
+    begin = LEARNERS["top1"]
+    world = synthetic_world(CONTEXTS, 60, RATE_SEED)
+    steps = {rate: steps_to_share(begin(world, RATE_SEED, rate), world, 300) for rate in RATES}
+    arrived = {rate: count for rate, count in steps.items() if count != NEVER}
+    assert len(set(arrived.values())) > 1
+    assert arrived[best_rate(begin, 60, 300)] == min(arrived.values())
+    assert best_rate(begin, 60, 0) == RATES[0], "nobody gets there in no step"
+
+
+ROWS = [
+    Convergence("squared", n, seed, n * n // 100 * (1 + 3 * seed), 9999, 0.01) for n in (10, 20, 40) for seed in (0, 1)
+]
 
 
 def test_the_exponent_is_the_slope_over_sizes_that_every_seed_reached() -> None:
@@ -47,9 +62,9 @@ def test_the_exponent_is_the_slope_over_sizes_that_every_seed_reached() -> None:
     unfinished = [*ROWS[:-1], ROWS[-1]._replace(steps=NEVER)]
     assert list(mean_steps(unfinished, "squared")) == [10, 20]
     (grid,) = convergence_grids(unfinished)
-    assert grid.rows == [["squared", "2", "8", "> 9999", ""]], "an exponent of the easy part would flatter"
+    assert grid.rows == [["squared, rate 0.01", "2", "8", "> 9999", ""]], "an exponent of the easy part would flatter"
     assert growth({10: 3.0}) is None
-    assert convergence_grids(ROWS)[0].rows == [["squared", "2", "8", "32", "2.00"]]
+    assert convergence_grids(ROWS)[0].rows == [["squared, rate 0.01", "2", "8", "32", "2.00"]]
 
 
 def test_the_figure_has_a_line_for_each_learner_and_two_to_read_it_by() -> None:
