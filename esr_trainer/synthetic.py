@@ -26,7 +26,13 @@ ARRAYS = (
 
 
 def synthetic_world(num_contexts: int, num_items: int, seed: int = 0, dimension: int = 10) -> World:
-    """Draw a synthetic world, pairwise where it is too large for matrices; every array has draws of its own.
+    """Draw a synthetic world as `pairwise_synthetic_world`, by its matrices where they fit."""
+    world = pairwise_synthetic_world(num_contexts, num_items, seed, dimension)
+    return world.dense() if has_matrices(num_contexts, num_items) else world
+
+
+def pairwise_synthetic_world(num_contexts: int, num_items: int, seed: int = 0, dimension: int = 10) -> PairwiseWorld:
+    """Draw a synthetic world; every array has draws of its own.
 
     x, a ~ U[-1, 1]^D scaled to unit norm; M0, Mz Gaussian with unit-norm last axis; c_x, c_a, C ~ N(0, 1); biases 3, 3
     and 1; scale 10.
@@ -60,7 +66,7 @@ def synthetic_world(num_contexts: int, num_items: int, seed: int = 0, dimension:
     }
     description = f"synthetic world of arXiv:2605.26385 §4.1, world seed {seed}"
     source = f"generated, seed {seed}, {num_contexts} x {num_items} x {dimension}"
-    return (world_of if has_matrices(num_contexts, num_items) else pairwise_world_of)(arrays, description, source)
+    return pairwise_world_of(arrays, description, source)
 
 
 def published_world(arrays: Mapping[str, np.ndarray], source: str) -> World:

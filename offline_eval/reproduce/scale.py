@@ -19,25 +19,25 @@ from esr_trainer.catalogue_index import build_all
 from esr_trainer.config import CatalogueName, TrainConfig
 from esr_trainer.features import id_features
 from esr_trainer.sampled_training import SampledTrainer, copy_of
-from esr_trainer.synthetic import synthetic_world
+from esr_trainer.synthetic import pairwise_synthetic_world
 from esr_trainer.system import system_of
 from esr_trainer.training import Trainer, new_trainer
 from esr_trainer.world import World
 from offline_eval.grids import Grid
 from offline_eval.reproduce.workers import end_with_parent
 
-CONTEXTS = 200
-"""C of the worlds."""
+CONTEXTS = 1000
+"""C of the worlds, whose rewards are worked out pair by pair: matrices would be most of the memory."""
 
 SHAPE = {"embedding_dim": 64, "batch": 128, "candidates": 100, "experts": 1, "entropy": 0.0}
 
 KINDS: tuple[CatalogueName, ...] = ("full", "sampled")
 
-WARM_UP = 2
+WARM_UP = 1
 SAMPLED_PER_FULL = 4
 """Sampled steps that are timed beside a full one."""
 
-MEMORY_STEPS = 5
+MEMORY_STEPS = 3
 """Steps of a process whose memory is measured; at the last the index is built anew."""
 
 
@@ -90,7 +90,7 @@ def scale_timings(sizes: Sequence[int], repeats: int) -> Iterable[ScaleTiming]:
         A row for each kind, as soon as a size is done.
     """
     for num_items in sizes:
-        world = synthetic_world(CONTEXTS, num_items)
+        world = pairwise_synthetic_world(CONTEXTS, num_items)
         full, sampled = (trainer_in(world, settings(kind, num_items, index_every=10**6)) for kind in KINDS)
         taken: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
         for repeat in range(WARM_UP + repeats):
@@ -125,7 +125,7 @@ def beyond_tables(catalogue: CatalogueName, num_items: int) -> float:
     torch.set_num_threads(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     config = settings(catalogue, num_items, index_every=MEMORY_STEPS - 1)
-    trainer = trainer_in(synthetic_world(CONTEXTS, num_items), config)
+    trainer = trainer_in(pairwise_synthetic_world(CONTEXTS, num_items), config)
     for _ in range(MEMORY_STEPS):
         trainer.advance()
     trainer.own_state  # noqa: B018  # waits for the index that is being built
