@@ -5,11 +5,12 @@ Axes: B batch, N items, D embedding dimension, K candidates.
 
 import multiprocessing
 import os
-import resource
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -123,7 +124,7 @@ def alone(measure: Callable[[CatalogueName, int], float], kind: CatalogueName, n
 def beyond_tables(catalogue: CatalogueName, num_items: int) -> float:
     """GB that this process takes at most for a few steps, beyond its imports, its tables and their optimizer's."""
     torch.set_num_threads(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmRSS")
     config = settings(catalogue, num_items, index_every=MEMORY_STEPS - 1)
     trainer = trainer_in(pairwise_synthetic_world(CONTEXTS, num_items), config)
     for _ in range(MEMORY_STEPS):
@@ -131,8 +132,14 @@ def beyond_tables(catalogue: CatalogueName, num_items: int) -> float:
     trainer.own_state  # noqa: B018  # waits for the index that is being built
     tables = [*trainer.policy.parameters(), *(v for s in trainer.optimizer.state.values() for v in s.values())]
     kept: int = sum(tensor.nbytes for tensor in tables)
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return 1e-9 * (1024 * (most - before) - kept)
+    return 1e-9 * (resident("VmHWM") - before - kept)
+
+
+def resident(name: str) -> int:
+    """Bytes of this process in memory, now (VmRSS) or at most (VmHWM): getrusage's maximum may be its parent's."""
+    found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return 1024 * int(found[1])
 
 
 def scale_grid(rows: Sequence[ScaleTiming]) -> Grid:

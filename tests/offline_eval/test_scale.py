@@ -16,7 +16,7 @@ def test_both_kinds_are_timed_and_their_memory_measured(tmp_path: Path, capsys: 
     rows = [ScaleTiming(**row) for row in last_json(out)["rows"]]
     assert [(row.num_items, row.catalogue) for row in rows] == [(300, "full"), (300, "sampled")]
     assert all(row.milliseconds > 0 and row.processor_milliseconds > 0 for row in rows)
-    assert all(-0.1 < row.beyond_tables_gb < 1 for row in rows), "below 0 where all fits into what the imports took"
+    assert all(0 < row.beyond_tables_gb < 0.5 for row in rows)
     assert all((row.index_seconds > 0) == (row.catalogue == "sampled") for row in rows)
     assert {"scale.json", "scale.png", "scale.svg"} == {path.name for path in tmp_path.iterdir()}
 
