@@ -17,6 +17,9 @@ from esr_trainer.ranks import Ranks
 NOISE_BLOCK = 256
 """Items whose noise is drawn from one seed."""
 
+AS_WIDE = {torch.float32: torch.int32, torch.float64: torch.int64}
+"""Integers that travel as the bits of a logit."""
+
 
 class CatalogueShard:
     """The items of this process, and what the others answer for theirs; see `esr_trainer.shards`."""
@@ -86,10 +89,10 @@ class CatalogueShard:
         """Every expert's best items of each process: (B, M, H) -> keys and items, (B, M, W * count) each."""
         here = logits.topk(min(count, logits.shape[2]))
         room = min(count, len(self.blocks[0])) - here.values.shape[2]
-        keys = torch.nn.functional.pad(here.values.double(), (0, room), value=-torch.inf)
-        items = torch.nn.functional.pad(here.indices + self.first, (0, room)).double()  # exact up to 2^53
-        both = torch.cat(self.ranks.gather(torch.stack([keys, items])), dim=3)
-        return both[0], both[1].long()
+        keys = torch.nn.functional.pad(here.values, (0, room), value=-torch.inf)
+        items = torch.nn.functional.pad(here.indices + self.first, (0, room)).to(AS_WIDE[keys.dtype])
+        both = torch.cat(self.ranks.gather(torch.stack([keys, items.view(keys.dtype)])), dim=3)  # in one message
+        return both[0], both[1].contiguous().view(items.dtype).long()
 
     def gumbel(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """Noise of the items that are here, (B, M, H); of the generator only the blocks' seeds are drawn."""

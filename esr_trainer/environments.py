@@ -11,7 +11,7 @@ import numpy as np
 from esr_trainer import kuairec, logged_interactions, synthetic
 from esr_trainer.command_line import UsageError
 from esr_trainer.whole_directory import sha256
-from esr_trainer.world import World, check_size
+from esr_trainer.world import World, check_rows, check_size
 
 
 class Shape(NamedTuple):
@@ -30,11 +30,13 @@ class Generator(NamedTuple):
     """Its own, where the settings name none."""
     generate: Callable[[int, int, int], World]
     """C, N, world seed -> world."""
+    is_pairwise: bool = False
+    """Whether a world without matrices can be made."""
 
 
 ENVIRONMENTS: Mapping[str, Generator | None] = {
     "kuairec": Generator(Shape(1411, 3327), kuairec.simulated_world),
-    "synthetic": Generator(Shape(1000, 1000), synthetic.synthetic_world),
+    "synthetic": Generator(Shape(1000, 1000), synthetic.synthetic_world, is_pairwise=True),
     "interactions": None,
 }
 """Worlds by name, and how each is generated; None where only a file can tell."""
@@ -68,7 +70,7 @@ def open_world(
         if generator is None:
             raise UsageError(f"environment ({environment}) is made from a file: name it with --data")
         shape = Shape(contexts or generator.shape.contexts, items or generator.shape.items)
-        check_size(*shape)
+        (check_rows if generator.is_pairwise else check_size)(*shape)
         return generator.generate(*shape, seed)
     for name, count in (("contexts", contexts), ("items", items)):
         if count is not None:

@@ -71,7 +71,7 @@ def replay(world: World, system: System, choose: Choose) -> Tensor:
 
 def optimal_value(world: World, system: System) -> float:
     """The best L of all N items in every context, the best in the slot that weighs most."""
-    best = world.expected_reward.topk(system.num_slots, dim=1).values
+    best = world.best_rewards(system.num_slots)
     return float((best @ system.slot_weights.sort(descending=True).values).mean())
 
 
@@ -87,13 +87,12 @@ def replay_list(world: World, system: System, items: Tensor) -> Tensor:
 
 def popular_candidates(world: World, system: System) -> Tensor:
     """The K items of the highest mean expected reward, (K,)."""
-    return world.expected_reward.mean(dim=0).topk(system.num_candidates).indices
+    return world.mean_rewards().topk(system.num_candidates).indices
 
 
 def uniform_candidates(world: World, system: System, num_contexts: int, generator: torch.Generator) -> Tensor:
     """K random items for each of some contexts, (B, K)."""
-    noise = torch.rand((num_contexts, world.num_items), generator=generator, device=world.device)
-    return noise.topk(system.num_candidates).indices
+    return world.random_items(num_contexts, system.num_candidates, generator)
 
 
 def uniform_value(world: World, system: System) -> float:

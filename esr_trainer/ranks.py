@@ -20,7 +20,7 @@ from esr_trainer.command_line import UsageError
 PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others; one that dies is noticed at once."""
 
-BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 """Device -> what carries its tensors."""
 
 Told = TypeVar("Told")

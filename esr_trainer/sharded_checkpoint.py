@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -91,13 +92,20 @@ def save_sharded(
         return target
     with ExitStack() as stack:
         directory = ranks.told(lambda: stack.enter_context(written_whole(target)))
-        save_tables(directory, policy, optimizer)
 
         def finish() -> None:
-            write_rest(directory, description, policy, state, ranker)
+            try:
+                write_rest(directory, description, policy, state, ranker)
+            except SafetensorError as error:
+                raise UsageError(str(error)) from error
             stack.close()
 
-        ranks.told(finish)
+        try:
+            save_tables(directory, policy, optimizer)
+            ranks.told(finish)
+        except (CheckpointException, UsageError) as error:
+            failures = error.failures.values() if isinstance(error, CheckpointException) else [(error,)]
+            raise UsageError(f"checkpoint ({target}) cannot be written: {next(iter(failures))[0]}") from error
     return target
 
 
@@ -105,16 +113,11 @@ def save_tables(directory: Path, policy: ShardedRanker, optimizer: torch.optim.O
     """Write the rows that are here, and the optimizer's state of them.
 
     Raises:
-        UsageError: a process cannot write.
+        CheckpointException: a process cannot write.
     """
     own = {**{name: table.detach() for name, table in policy.named_parameters()}, **moments_of(policy, optimizer)}
     tensors = {name: as_shared(tensor, policy.places[tower_of(name)], policy.ranks) for name, tensor in own.items()}
-    writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
-    try:
-        save(tensors, storage_writer=writer)
-    except CheckpointException as error:
-        first = next(iter(error.failures.values()))[0]
-        raise UsageError(f"checkpoint ({directory}) cannot be written: {first}") from error
+    save(tensors, storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True))
 
 
 def tower_of(name: str) -> str:

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esr_trainer.world import World
+from esr_trainer.pairwise_world import PairwiseWorld
+from esr_trainer.world import World, has_matrices
 
 ARRAYS = (
     "contexts",
@@ -25,6 +26,12 @@ ARRAYS = (
 
 
 def synthetic_world(num_contexts: int, num_items: int, seed: int = 0, dimension: int = 10) -> World:
+    """Draw a synthetic world as `pairwise_synthetic_world`, by its matrices where they fit."""
+    world = pairwise_synthetic_world(num_contexts, num_items, seed, dimension)
+    return world.dense() if has_matrices(num_contexts, num_items) else world
+
+
+def pairwise_synthetic_world(num_contexts: int, num_items: int, seed: int = 0, dimension: int = 10) -> PairwiseWorld:
     """Draw a synthetic world; every array has draws of its own.
 
     x, a ~ U[-1, 1]^D scaled to unit norm; M0, Mz Gaussian with unit-norm last axis; c_x, c_a, C ~ N(0, 1); biases 3, 3
@@ -58,7 +65,8 @@ def synthetic_world(num_contexts: int, num_items: int, seed: int = 0, dimension:
         "reward_scale": torch.tensor(10.0),
     }
     description = f"synthetic world of arXiv:2605.26385 §4.1, world seed {seed}"
-    return world_of(arrays, description, f"generated, seed {seed}, {num_contexts} x {num_items} x {dimension}")
+    source = f"generated, seed {seed}, {num_contexts} x {num_items} x {dimension}"
+    return pairwise_world_of(arrays, description, source)
 
 
 def published_world(arrays: Mapping[str, np.ndarray], source: str) -> World:
@@ -68,23 +76,48 @@ def published_world(arrays: Mapping[str, np.ndarray], source: str) -> World:
 
 
 def world_of(arrays: Mapping[str, Tensor], description: str, source: str) -> World:
-    """Work out scores and rewards from the arrays.
+    """Work out the scores and rewards of all pairs from the arrays."""
+    return pairwise_world_of(arrays, description, source).dense()
+
+
+def pairwise_world_of(arrays: Mapping[str, Tensor], description: str, source: str) -> PairwiseWorld:
+    """The world of the arrays, its scores and rewards not yet worked out."""
+    num_contexts, num_items = len(arrays["contexts"]), len(arrays["items"])
+    description = f"{description}: {num_contexts} contexts x {num_items} items"
+    return PairwiseWorld("synthetic", description, (num_contexts, num_items), SyntheticLaw(arrays), source)
+
+
+class SyntheticLaw:
+    """Scores and rewards of pairs (arXiv:2605.26385 §4.1, DESIGN §5).
 
     eta = sqrt( sigmoid(a.c_a + 3) sigmoid(x.c_x + 3) ), q = 10 x^T [(1 - eta) M0 + eta Mz] a,
-    reward ~ Normal( softplus(q) + 1, sigmoid(x^T C a + 1) ) (arXiv:2605.26385 §4.1, DESIGN §5).
+    reward ~ Normal( softplus(q) + 1, sigmoid(x^T C a + 1) ). Items are each context's own, (B, J), or the same for all,
+    (J,).
     """
-    x, a = arrays["contexts"], arrays["items"]
-    x_reactiveness = torch.sigmoid(x @ arrays["context_reactiveness_coef"] + arrays["context_reactiveness_bias"])
-    a_reactiveness = torch.sigmoid(a @ arrays["item_reactiveness_coef"] + arrays["item_reactiveness_bias"])
-    eta = (x_reactiveness[:, None] * a_reactiveness).sqrt()
-    score = arrays["reward_scale"] * ((1 - eta) * (x @ arrays["latent"] @ a.T) + eta * (x @ arrays["projection"] @ a.T))
-    return World(
-        environment="synthetic",
-        description=f"{description}: {len(x)} contexts x {len(a)} items",
-        context_ids=tuple(map(str, range(len(x)))),
-        item_ids=tuple(map(str, range(len(a)))),
-        score=score,
-        expected_reward=torch.nn.functional.softplus(score) + 1,
-        reward_std=torch.sigmoid(x @ arrays["reward_std_coefs"] @ a.T + arrays["reward_std_bias"]),
-        source=source,
-    )
+
+    def __init__(self, arrays: Mapping[str, Tensor]) -> None:
+        """Keep the arrays, keys as in `ARRAYS`."""
+        self.arrays = arrays
+
+    def scores(self, contexts: Tensor, items: Tensor) -> Tensor:
+        """q, (B, J)."""
+        arrays, x, a = self.arrays, self.arrays["contexts"][contexts], self.arrays["items"][items]
+        x_reactiveness = torch.sigmoid(x @ arrays["context_reactiveness_coef"] + arrays["context_reactiveness_bias"])
+        a_reactiveness = torch.sigmoid(a @ arrays["item_reactiveness_coef"] + arrays["item_reactiveness_bias"])
+        eta = (x_reactiveness[:, None] * a_reactiveness).sqrt()
+        latent, projection = (products(x @ arrays[name], a) for name in ("latent", "projection"))
+        return arrays["reward_scale"] * ((1 - eta) * latent + eta * projection)
+
+    def expected_rewards(self, contexts: Tensor, items: Tensor) -> Tensor:
+        """softplus(q) + 1, (B, J)."""
+        return torch.nn.functional.softplus(self.scores(contexts, items)) + 1
+
+    def reward_stds(self, contexts: Tensor, items: Tensor) -> Tensor:
+        """sigmoid(x^T C a + 1), (B, J)."""
+        x, a = self.arrays["contexts"][contexts], self.arrays["items"][items]
+        return torch.sigmoid(products(x @ self.arrays["reward_std_coefs"], a) + self.arrays["reward_std_bias"])
+
+
+def products(x: Tensor, a: Tensor) -> Tensor:
+    """Inner products, (B, D) and (J, D) or (B, J, D) -> (B, J)."""
+    return x @ a.T if a.dim() == 2 else torch.bmm(a, x[:, :, None])[:, :, 0]

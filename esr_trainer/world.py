@@ -16,16 +16,38 @@ MAX_CELLS = 250_000_000
 """C x N of the largest world: each of its dense float32 matrices then takes 1 GB."""
 
 
+MAX_ROWS = 100_000_000
+"""C + N of the largest world without matrices."""
+
+
+def has_matrices(num_contexts: int, num_items: int) -> bool:
+    """Whether a world is small enough for matrices."""
+    return num_contexts * num_items <= MAX_CELLS
+
+
 def check_size(num_contexts: int, num_items: int) -> None:
     """Refuse a world whose dense matrices would not fit into memory, before they are made.
 
     Raises:
         UsageError: C x N exceeds MAX_CELLS.
     """
-    if num_contexts * num_items > MAX_CELLS:
+    if not has_matrices(num_contexts, num_items):
         raise UsageError(
             f"world ({num_contexts} contexts x {num_items} items) has more than {MAX_CELLS:,} cells, the most that its "
             "dense matrices may have"
+        )
+
+
+def check_rows(num_contexts: int, num_items: int) -> None:
+    """Refuse a world whose rows alone, with an id and a few numbers each, would not fit into memory.
+
+    Raises:
+        UsageError: C + N exceeds MAX_ROWS.
+    """
+    if num_contexts + num_items > MAX_ROWS:
+        raise UsageError(
+            f"world ({num_contexts} contexts x {num_items} items) has more than {MAX_ROWS:,} rows, the most that this "
+            "process holds"
         )
 
 
@@ -111,7 +133,24 @@ class World:
     def draw_rewards(self, contexts: Tensor, items: Tensor, generator: torch.Generator) -> Tensor:
         """Show the items, one independent draw each: (B,), (B, J) -> (B, J)."""
         noise = torch.randn(items.shape, generator=generator, device=items.device)
-        return self.expected_rewards(contexts, items) + self.reward_std[contexts[:, None], items] * noise
+        return self.expected_rewards(contexts, items) + self.reward_stds(contexts, items) * noise
+
+    def reward_stds(self, contexts: Tensor, items: Tensor) -> Tensor:
+        """The standard deviation of some items' rewards: (B,), (B, J) -> (B, J)."""
+        return self.reward_std[contexts[:, None], items]
+
+    def best_rewards(self, count: int) -> Tensor:
+        """The largest expected rewards of every context, best first, (C, count)."""
+        return self.expected_reward.topk(count, dim=1).values
+
+    def mean_rewards(self) -> Tensor:
+        """Every item's expected reward, mean over contexts, (N,)."""
+        return self.expected_reward.mean(dim=0)
+
+    def random_items(self, num_contexts: int, count: int, generator: torch.Generator) -> Tensor:
+        """Items drawn without replacement for each of some contexts, (B, count)."""
+        noise = torch.rand((num_contexts, self.num_items), generator=generator, device=self.device)
+        return noise.topk(count).indices
 
     def subset(self, contexts: Tensor, items: Tensor) -> "World":
         """The world of some contexts, (C',), and some items, (N',)."""

@@ -13,6 +13,7 @@ from offline_eval.ope_error_command import OpeErrors
 from offline_eval.pg_ret_command import PgRet
 from offline_eval.report_command import Report
 from offline_eval.reproduce_command import Reproduce
+from offline_eval.sharding_command import Sharding
 from offline_eval.tables_command import Tables
 
 
@@ -48,6 +49,9 @@ class OfflineEval(Options):
 
     runtime: CliSubCommand[Runtime]
     """Milliseconds of a training step, as a multiple of its floor."""
+
+    sharding: CliSubCommand[Sharding]
+    """Policy values of one process and of several under torchrun, and what a step of each sharding costs."""
 
     def cli_cmd(self) -> None:
         """Run the subcommand."""

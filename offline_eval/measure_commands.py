@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
+from pydantic_settings import CliToggleFlag
 from rich.table import Table
 
 from esr_trainer.command_line import Command, show
@@ -14,7 +15,8 @@ class Runtime(Command):
     """Time a training step against its floor, the kernels that no implementation can leave out, on one thread.
 
     Prints milliseconds (the median of many steps, all estimators in turn) and the multiple of the floor; writes
-    runtime.json and runtime.png.
+    runtime.json and runtime.png. With --scale the full catalogue and a sampled one, over the number of items; writes
+    scale.json and scale.png.
     """
 
     out: Path = Path("offline_eval/results")
@@ -23,6 +25,10 @@ class Runtime(Command):
     """Timed steps of each row."""
     large: bool = True
     """Time 10,000 and 100,000 items too."""
+    scale: CliToggleFlag[bool] = False
+    """Time steps over the size of the catalogue, full and sampled in turn, and measure their memory."""
+    sizes: tuple[PositiveInt, ...] = (10_000, 100_000, 1_000_000)
+    """N of --scale."""
 
     def run(self) -> Mapping[str, Any]:
         """Measure, print, write."""
@@ -39,6 +45,8 @@ class Runtime(Command):
         from offline_eval.reproduce.runtime import whole_runtime
 
         torch.set_num_threads(1)
+        if self.scale:
+            return self.run_scale()
         rows = list(track(whole_runtime(self.repeats, self.large), "timing", console=Console(stderr=True)))
         names = list(dict.fromkeys(row.estimator for row in rows))
         table = Table("items", "K, L, M", "floor ms", *names, title="ms per training step (multiple of the floor)")
@@ -53,6 +61,29 @@ class Runtime(Command):
         (self.out / "runtime.json").write_text(json.dumps(result, indent=1))
         save(runtime_figure(rows), self.out / "runtime", endings(False))
         print(f"written: {self.out / 'runtime.json'}, {self.out / 'runtime.png'}")
+        return result
+
+    def run_scale(self) -> Mapping[str, Any]:
+        """Measure, print, write, over the size of the catalogue."""
+        import json
+
+        from rich.console import Console
+        from rich.progress import track
+
+        from offline_eval.grids import rich_table
+        from offline_eval.provenance import provenance
+        from offline_eval.reproduce.plots import endings, save, scale_figure
+        from offline_eval.reproduce.scale import KINDS, scale_grid, scale_timings
+
+        count, timed = len(KINDS) * len(self.sizes), scale_timings(self.sizes, self.repeats)
+        rows = list(track(timed, "timing", count, console=Console(stderr=True)))
+        show(rich_table(scale_grid(rows)))
+        command = f"python -m offline_eval runtime --scale --repeats {self.repeats}"
+        result = {**provenance(command), "rows": [row._asdict() for row in rows]}
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "scale.json").write_text(json.dumps(result, indent=1))
+        save(scale_figure(rows), self.out / "scale", endings(False))
+        print(f"written: {self.out / 'scale.json'}, {self.out / 'scale.png'}")
         return result
 
 

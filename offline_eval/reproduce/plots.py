@@ -13,6 +13,7 @@ from offline_eval.reproduce.convergence import BATCH, CONTEXTS, SHARE, Convergen
 from offline_eval.reproduce.gradient_variance import EXACT, LABELS, REST, ZERO, GradientError
 from offline_eval.reproduce.inclusion_error import PaperError
 from offline_eval.reproduce.runtime import Timing
+from offline_eval.reproduce.scale import ScaleTiming
 
 mpl.use("Agg")
 mpl.rcParams["svg.hashsalt"] = "offline_eval"  # the same data, the same file
@@ -49,6 +50,20 @@ def runtime_figure(rows: Sequence[Timing]) -> Figure:
     axes.set_ylabel("training step / floor of one expert")
     axes.set_title("Runtime of a training step, one thread, batch 128, 10 dimensions")
     axes.legend(ncols=len(names), fontsize=8)
+    return figure
+
+
+def scale_figure(rows: Sequence[ScaleTiming]) -> Figure:
+    """Milliseconds of a step over N for each kind of catalogue, both logarithmic."""
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for kind in dict.fromkeys(row.catalogue for row in rows):
+        own = [row for row in rows if row.catalogue == kind]
+        sizes = [row.num_items for row in own]
+        axes.loglog(sizes, [row.processor_milliseconds for row in own], marker="o", label=f"{kind} catalogue")
+    axes.set_xlabel("items")
+    axes.set_ylabel("training step, ms of processor time")
+    axes.set_title("A training step over the size of the catalogue, batch 128, 64 dimensions, K = 100")
+    axes.legend()
     return figure
 
 

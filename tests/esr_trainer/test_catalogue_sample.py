@@ -69,21 +69,21 @@ def draws(logits: Tensor, head: Head, num_candidates: int, share: float, count: 
 
 
 def chi_square(logits: Tensor, head: Head, share: float) -> float:
-    """The smallest p-value, over contexts, of ordered pairs drawn from 12 items against their exact law."""
+    """The smallest p-value, over contexts, of ordered pairs of 12 items against their exact law."""
     sets = torch.tensor(list(permutations(range(12), 2)))
-    drawn = draws(logits, head, 2, share, 4000)
+    drawn = draws(logits, head, 2, share, 2000)
     p_values = []
     for row, own in enumerate(logits):
         exact = ESTIMATORS["v"](own.expand(len(sets), -1, -1).double(), sets[:, :1], sets)[:, 0].exp()
         code = drawn[:, row, 0] * 12 + drawn[:, row, 1]
         observed = torch.bincount(code, minlength=144)[sets[:, 0] * 12 + sets[:, 1]]
-        assert observed.sum() == 4000, "no pair is an item twice"
+        assert observed.sum() == 2000, "no pair is an item twice"
         order = exact.argsort()
         cells = (exact[order].cumsum(0) * 40).long().clamp(max=39)  # cells of at least about 100 expected
         counts = torch.zeros(40, dtype=torch.float64).index_add_(0, cells, observed[order].double())
         expected = torch.zeros_like(counts).index_add_(0, cells, exact[order])
         some = expected > 0
-        p_values.append(stats.chisquare(counts[some], 4000 * expected[some] / expected[some].sum()).pvalue)
+        p_values.append(stats.chisquare(counts[some], 2000 * expected[some] / expected[some].sum()).pvalue)
     return min(p_values)
 
 
@@ -102,13 +102,13 @@ def inclusion_z(logits: Tensor, head: Head, share: float, count: int) -> np.ndar
     batch, _, num_items = logits.shape
     lazy = draws(logits, head, 10, share, count)
     generator, whole = seeded(12), torch.zeros(batch, num_items)
-    for _ in range(4 * count):
+    for _ in range(2 * count):
         whole.scatter_add_(1, sample_candidates(logits, 10, generator), torch.ones(batch, 10))
     mine = torch.zeros(batch, num_items).scatter_add_(1, lazy.transpose(0, 1).flatten(1), torch.ones(batch, 10 * count))
-    pooled = (mine + whole) / (5 * count)
-    error = (pooled * (1 - pooled) * (1 / count + 1 / (4 * count))).sqrt()
+    pooled = (mine + whole) / (3 * count)
+    error = (pooled * (1 - pooled) * (1 / count + 1 / (2 * count))).sqrt()
     common = pooled > 25 / count
-    z: np.ndarray = ((mine / count - whole / (4 * count)) / error)[common].numpy()
+    z: np.ndarray = ((mine / count - whole / (2 * count)) / error)[common].numpy()
     return z
 
 
@@ -118,27 +118,27 @@ def test_inclusion_frequencies_are_those_of_the_whole_catalogue(num_experts: int
     logits, head = stale_world(400, num_experts, stale=0.7, size=24 // num_experts)
     best = logits.amax(dim=1).topk(10).indices
     assert is_among(best, head.items).float().mean() < 0.7, "the head misses a good part of the best"
-    assert stats.kstest(inclusion_z(logits, head, 0.7, 3000), "norm").pvalue > 0.01
-    assert stats.kstest(inclusion_z(logits, head, NO_TAIL, 3000), "norm").pvalue < 1e-12
+    assert stats.kstest(inclusion_z(logits, head, 0.9, 1500), "norm").pvalue > 0.01
+    assert stats.kstest(inclusion_z(logits, head, NO_TAIL, 1500), "norm").pvalue < 1e-12
 
 
 def test_a_small_share_loses_no_more_than_the_inclusion_above_it() -> None:
-    """A tail item is drawn with its probability, or with the share p that is kept of the tail, up to 0.02."""
+    """A tail item is drawn with its probability, or with the share p that is kept of the tail, up to 0.03."""
     logits, head = stale_world(400, 1, stale=0.7, size=24)
-    count, share = 2000, 0.05
+    count, share = 800, 0.05
     lazy, whole = (draws(logits, head, 10, one, count) for one in (share, 1.0))
     for row in range(4):
         kept, pi = (torch.bincount(of[:, row].flatten(), minlength=400) / count for of in (lazy, whole))
         tail = torch.ones(400, dtype=torch.bool).scatter_(0, head.items[row], False)
         short = (pi.clamp(max=share) - kept)[tail]
-        assert short.max() < 0.02
-        assert (kept[tail] < share + 0.02).all()
+        assert short.max() < 0.03
+        assert (kept[tail] < share + 0.03).all()
 
 
 def test_a_subset_is_as_likely_as_any_other() -> None:
     generator = seeded(5)
     for count in (2, 4):
-        drawn = [tuple(distinct(6, count, generator).tolist()) for _ in range(3000)]
+        drawn = [tuple(distinct(6, count, generator).tolist()) for _ in range(1500)]
         assert all(len(set(one)) == count and list(one) == sorted(one) for one in drawn)
         _, observed = np.unique(drawn, axis=0, return_counts=True)
         assert len(observed) == math.comb(6, count)
@@ -184,10 +184,10 @@ def test_normalisers_are_unbiased_and_their_logarithms_as_low_as_stated() -> Non
     logits, head = stale_world(400, 2, stale=0.7, size=12)
     exact = logits.double().logsumexp(dim=2)
     found = columns_many_times(
-        logits.double(), head, 60, 4000, lambda f, log_weight: (f + log_weight[:, None]).logsumexp(dim=2)
+        logits.double(), head, 60, 2000, lambda f, log_weight: (f + log_weight[:, None]).logsumexp(dim=2)
     )
     share = (found - exact).exp()  # of the exact normaliser
-    error = share.std(dim=0) / 4000**0.5
+    error = share.std(dim=0) / 2000**0.5
     assert ((share.mean(dim=0) - 1).abs() < 4 * error).all()
     assert (error > 0).all()
     variance = share.var(dim=0)
@@ -201,11 +201,11 @@ def test_stopping_times_are_near_the_exact_ones() -> None:
     exact = log_stopping_times(logits, 10)
     errors = []
     for size in (60, 240):
-        found = columns_many_times(logits, head, size, 500, lambda f, weight: log_stopping_times(f, 10, weight))
+        found = columns_many_times(logits, head, size, 250, lambda f, weight: log_stopping_times(f, 10, weight))
         errors.append((found - exact).double())
     small, large = errors
     assert (large.std(dim=0) < 0.6 * small.std(dim=0)).all()
-    assert (small.mean(dim=0).abs() < small.var(dim=0) + 4 * small.std(dim=0) / 500**0.5).all()
+    assert (small.mean(dim=0).abs() < small.var(dim=0) + 4 * small.std(dim=0) / 250**0.5).all()
 
 
 @pytest.mark.parametrize("size", [400, 1000])

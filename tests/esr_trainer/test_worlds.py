@@ -211,7 +211,9 @@ def test_the_shape_of_a_file_is_its_own(tmp_path: Path) -> None:
 
 def test_a_world_that_does_not_fit_into_memory_is_refused() -> None:
     with pytest.raises(UsageError, match=r"world \(1000000 contexts x 1000000 items\) has more than 250,000,000 cells"):
-        open_world("synthetic", None, 0, contexts=10**6, items=10**6)
+        open_world("kuairec", None, 0, contexts=10**6, items=10**6)
+    with pytest.raises(UsageError, match=r"world \(1000 contexts x 1000000000 items\) has more than 100,000,000 rows"):
+        open_world("synthetic", None, 0, contexts=1000, items=10**9)
 
 
 def test_a_clash_of_environment_and_file_is_refused(tmp_path: Path) -> None:
