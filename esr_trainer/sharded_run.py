@@ -31,9 +31,12 @@ def check_shardable(config: TrainConfig, num_seeds: int, out: Path | None, is_pr
     Raises:
         UsageError: names the setting and the rule.
     """
-    sharded = [name for name in ONLINE if name not in UNSHARDED]
+    sharded = ", ".join(name for name in ONLINE if name not in UNSHARDED)
     rules = (
-        (config.estimator in sharded, f"estimator ({config.estimator}) runs in one process: torchrun takes {sharded}"),
+        (
+            config.estimator in ONLINE and config.estimator not in UNSHARDED,
+            f"estimator ({config.estimator}) runs in one process: torchrun takes {sharded}",
+        ),
         (config.from_log is None, f"from_log ({config.from_log}) is learned from in one process"),
         (not is_profiled, "profile (True) watches one process: leave it out under torchrun"),
         (num_seeds == 1, f"seeds ({num_seeds}) train side by side in one process: torchrun takes one"),

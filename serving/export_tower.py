@@ -21,10 +21,7 @@ class ExportedTower(nn.Module):
     def __init__(self, tower: Tower, scale: float = 1.0) -> None:
         super().__init__()
         self.shape = tower.shape[1:]
-        self.tables = nn.ParameterList(
-            torch.cat([table.detach() * scale, table.new_zeros(1, table.shape[1])])
-            for table in tower.weights().values()
-        )
+        self.tables = nn.ParameterList(padded(table.detach(), scale) for table in tower.weights().values())
 
     def forward(self, *bags: Tensor) -> Tensor:
         """One (B, P) int64 bag per feature, -1 pads -> (B, M, D): the sum of the bags' means."""
@@ -34,6 +31,13 @@ class ExportedTower(nn.Module):
             pooled = table[torch.where(present, bag, len(table) - 1)].sum(dim=1)  # -1 reads the row of zeros
             total = total + pooled / present.sum(dim=1, keepdim=True).clamp(min=1)
         return total.view(-1, *self.shape)
+
+
+def padded(table: Tensor, scale: float) -> Tensor:
+    """A table times a number, and a row of zeros behind, with no other copy on the way: (V, W) -> (V + 1, W)."""
+    rows = table.new_zeros(len(table) + 1, table.shape[1])
+    torch.mul(table, scale, out=rows[:-1])
+    return rows
 
 
 def write_tower(path: Path, tower: ExportedTower, features: Features) -> None:

@@ -6,11 +6,15 @@ import sys
 import torch
 
 from esr_trainer.catalogue_shard import CatalogueShard
+from esr_trainer.config import TrainConfig
 from esr_trainer.estimators import ESTIMATORS
 from esr_trainer.normalisers import entropy
 from esr_trainer.policy import greedy_candidates, sample_candidates
 from esr_trainer.ranks import Ranks, joined
+from esr_trainer.sharded_training import new_sharded_trainer
 from esr_trainer.shards import Logits, ShardedLogits
+from esr_trainer.synthetic import synthetic_world
+from esr_trainer.system import system_of
 
 SHAPES = {"mixture": (7, 3, 41), "one": (7, 1, 600)}
 """(B, M, N)."""
@@ -59,6 +63,16 @@ def picks(ranks: Ranks) -> dict[str, bool]:
     return found
 
 
+def replicas_are_equal(ranks: Ranks) -> bool:
+    """Whether tables that every process has are the same bits everywhere, after steps that each took by itself."""
+    config = TrainConfig(environment="synthetic", candidates=5, experts=2, batch=16)
+    world = synthetic_world(20, 31)
+    trainer = new_sharded_trainer(config, world, system_of(config, world), "data-parallel", ranks)
+    for _ in range(5):
+        trainer.advance()
+    return all(other.equal(table) for table in trainer.policy.parameters() for other in ranks.gather(table.detach()))
+
+
 def noise_sum(ranks: Ranks) -> float:
     """A number that is another for any other noise."""
     shard = CatalogueShard(700, ranks)
@@ -76,7 +90,13 @@ def main() -> None:
             for scale in (1.0, 5.0, 20.0)
         }
         errors["ca-poisson all"] = difference("ca-poisson", SHAPES["mixture"], 1.0, 41, ranks)
-        found = {"errors": errors, "same": picks(ranks), "noise": noise_sum(ranks), "count": ranks.count}
+        found = {
+            "errors": errors,
+            "same": picks(ranks),
+            "replicas": replicas_are_equal(ranks),
+            "noise": noise_sum(ranks),
+            "count": ranks.count,
+        }
         if ranks.is_first:
             print(json.dumps(found), flush=True)
 

@@ -35,6 +35,11 @@ def test_candidates_are_those_of_one_process(count: int, found: dict[int, dict[s
     assert all(same.values()), same
 
 
+@pytest.mark.parametrize("count", COUNTS)
+def test_tables_that_all_have_stay_the_same_bits_everywhere(count: int, found: dict[int, dict[str, Any]]) -> None:
+    assert found[count]["replicas"]
+
+
 def test_noise_is_the_same_whatever_the_number_of_processes(found: dict[int, dict[str, Any]]) -> None:
     noise = {answer["noise"] for answer in found.values()}
     assert len(noise) == 1
