@@ -15,6 +15,8 @@ BLAS_BATCH = 8
 """Queries from which on one matrix product beats as many products with a vector."""
 CHUNK = 1 << 23
 """Scores that an exact search holds at once: 32 MB."""
+LEAST = np.finfo(np.float32).min
+"""Below every score, and above that of a row that is not allowed."""
 EXACT_SCAN = 2_000
 """Allowed items up to which an approximate index is not asked: reading them all takes no longer (0.3 ms)."""
 
@@ -71,6 +73,7 @@ class FlatExpert:
                 mask(scores[query], selection)
         bounds = below_the_kth(scores, min(max(k, 1), num_items))
         bounds -= 2 * self._rounding * np.sqrt(np.einsum("bd,bd->b", queries, queries))
+        np.maximum(bounds, LEAST, out=bounds)  # of few allowed rows fewer than k groups hold one: a bound of -inf
         return [
             (of_query >= bound).nonzero()[0] if k < selection.allows(num_items) else selection.rows(num_items)
             for of_query, bound, selection in zip(scores, bounds, selections, strict=True)

@@ -49,6 +49,15 @@ def test_exact_search_is_brute_force_whatever_the_batch_and_the_selection(data: 
         assert (rows.dtype, scores.dtype) == (np.int64, np.float32)
 
 
+@pytest.mark.parametrize("batch", [1, 9])
+def test_allowed_items_that_hardly_outnumber_k_are_found_alone(batch: int) -> None:
+    """258 items are looked through in 86 groups; three of the ten allowed share one, so fewer than k hold any."""
+    items = np.arange(258, dtype=np.float32)[:, None]
+    allowed = Selection.of(allowed=[0, 86, 172, 5, 6, 7, 8, 9, 10, 11])
+    for rows, _ in exact_index(items[None]).search_selected(np.ones((batch, 1), np.float32), 0, 9, [allowed] * batch):
+        assert rows.tolist() == [172, 86, 11, 10, 9, 8, 7, 6, 5]
+
+
 def test_a_score_has_the_same_bits_in_any_company() -> None:
     index, queries = exact_index(embeddings(1, 3000, 64)), embeddings(1, 40, 64, seed=1)[0]
     together = index.search(queries, 0, 50)
