@@ -153,6 +153,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, alone: C
     assert len(Retriever.open(tmp_path / "bundles").retrieve("3", 6).item_ids) == 6
 
 
+@pytest.mark.slow
 def test_one_process_and_torchrun_take_up_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, name = tmp_path / "run", "row-wise"
     assert command_line(arguments(run, name, 4)) == 0

@@ -33,6 +33,7 @@ def test_figure_4_stands_beside_the_published_seconds() -> None:
     assert five.rows[0] == ["V-PG-SwR", "not run", "12.50", "not run"]
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_shown_and_not_measured_again(tmp_path: Path) -> None:
     command = ("reproduce", "variance", "--budget", "smoke", "--results", tmp_path, "--pdf", "--json")
     first = run_module("offline_eval", *command)
