@@ -6,14 +6,14 @@ Axes: R runs side by side, B batch, M experts, N items.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 
-from esr_trainer.checkpoint import Grounds, keep_last_and_best, save_checkpoint
+from esr_trainer.checkpoint import Checkpoint, Grounds, keep_last_and_best, load_optimizer_state, save_checkpoint
 from esr_trainer.config import TrainConfig
 from esr_trainer.normalisers import entropy
 from esr_trainer.shards import Logits, of_runs
@@ -56,8 +56,8 @@ class Learner(ABC):
     policy: EarlyStageRanker
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
-    step: int
-    metrics: dict[str, float]
+    step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
     """What `step` was valued at, and the values that this is read against."""
     valued_step: int = -1
     """The last step that was evaluated."""
@@ -90,6 +90,20 @@ class Learner(ABC):
     @abstractmethod
     def own_state(self) -> Mapping[str, torch.Tensor]:
         """What it goes on from, beside its tables, its optimizer and its generator."""
+
+    @abstractmethod
+    def load_own_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `own_state` gave."""
+
+    def go_on_from(self, checkpoint: Checkpoint) -> Self:
+        """Go on as if the run had never stopped, bit for bit; the policy is the checkpoint's already."""
+        description, state = checkpoint.description, checkpoint.state()
+        load_optimizer_state(self.optimizer, self.policy, checkpoint.optimizer_state())
+        self.generator.set_state(state["generator"])
+        self.load_own_state(state)
+        self.step = self.valued_step = description.step
+        self.metrics = dict(description.metrics)
+        return self
 
     @property
     def saving_is_due(self) -> bool:

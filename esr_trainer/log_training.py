@@ -12,7 +12,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from esr_trainer.checkpoint import Checkpoint, Grounds, build_policy, load_optimizer_state
+from esr_trainer.checkpoint import Checkpoint, Grounds, build_policy
 from esr_trainer.command_line import UsageError
 from esr_trainer.config import TrainConfig
 from esr_trainer.features import Features
@@ -141,24 +141,25 @@ class LogTrainer(Learner):
         """Nothing: the log does not change."""
         return {}
 
+    def load_own_state(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing."""
+
 
 def new_log_trainer(
     config: TrainConfig, ground: Ground, features: tuple[Features, Features] | None = None
 ) -> LogTrainer:
     """A run at its first step: tables drawn from the seed, nothing valued yet; features where no file holds them."""
-    generator = torch.Generator().manual_seed(config.seed)
     policy = build_policy(config, *(features or read_catalogue(config, ground.log)))
-    policy.initialise(config.init_std, generator)
-    optimizer = OPTIMIZERS[config.optimizer](policy.parameters(), lr=config.learning_rate)
-    return LogTrainer(
-        config=config,
-        ground=ground,
-        policy=policy,
-        optimizer=optimizer,
-        generator=generator,
-        step=0,
-        metrics={},
-    )
+    learner = with_policy(config, ground, policy)
+    policy.initialise(config.init_std, learner.generator)
+    return learner
+
+
+def with_policy(config: TrainConfig, ground: Ground, policy: EarlyStageRanker) -> LogTrainer:
+    """The run of a policy as it is, before its first step."""
+    optimizer = OPTIMIZERS[config.optimizer](policy.learned().values(), lr=config.learning_rate)
+    generator = torch.Generator().manual_seed(config.seed)
+    return LogTrainer(config=config, ground=ground, policy=policy, optimizer=optimizer, generator=generator)
 
 
 def start_from_log(config: TrainConfig, ground: Ground) -> LogTrainer:
@@ -175,21 +176,7 @@ def start_from_log(config: TrainConfig, ground: Ground) -> LogTrainer:
 
 def resume_from_log(config: TrainConfig, ground: Ground, checkpoint: Checkpoint) -> LogTrainer:
     """Go on from a checkpoint, bit for bit as if the run had never stopped."""
-    description, policy = checkpoint.description, checkpoint.policy()
-    optimizer = OPTIMIZERS[config.optimizer](policy.parameters(), lr=config.learning_rate)
-    load_optimizer_state(optimizer, policy, checkpoint.optimizer_state())
-    generator = torch.Generator()
-    generator.set_state(checkpoint.state()["generator"])
-    return LogTrainer(
-        config=config,
-        ground=ground,
-        policy=policy,
-        optimizer=optimizer,
-        generator=generator,
-        step=description.step,
-        metrics=dict(description.metrics),
-        valued_step=description.step,
-    )
+    return with_policy(config, ground, checkpoint.policy()).go_on_from(checkpoint)
 
 
 def stand_on(config: TrainConfig, log: Log, parts: Parts, world: World | None, ranker: RankerFile | None) -> Ground:

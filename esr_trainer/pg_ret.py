@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from esr_trainer.checkpoint import Checkpoint, Grounds, load_optimizer_state
+from esr_trainer.checkpoint import Checkpoint, Grounds
 from esr_trainer.command_line import UsageError
 from esr_trainer.config import TrainConfig
 from esr_trainer.learner import OPTIMIZERS, Drawn, Learner
@@ -183,6 +183,9 @@ class AdaptingTrainer(Learner):
         """Nothing: what it is compared with does not change."""
         return {}
 
+    def load_own_state(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing."""
+
 
 def similarities(logits: Tensor, items: Tensor) -> Tensor:
     """f of pairs, the highest of the experts': (B, M, N), (B, J) -> (B, J)."""
@@ -200,29 +203,18 @@ def is_in(items: Tensor, lists: Tensor) -> Tensor:
     return (items[:, :, None] == lists[:, None]).any(dim=2)
 
 
-def with_fixed_items(policy: EarlyStageRanker) -> EarlyStageRanker:
-    """The same policy, its item tower out of every optimizer's reach."""
+def with_policy(config: TrainConfig, ground: AdaptingGround, policy: EarlyStageRanker) -> AdaptingTrainer:
+    """The run of a policy before its first step, the item tower out of its optimizer's reach."""
     policy.item_tower.requires_grad_(False)
-    return policy
-
-
-def optimizer_of(config: TrainConfig, policy: EarlyStageRanker) -> torch.optim.Optimizer:
-    """The optimizer of the context tower."""
-    return OPTIMIZERS[config.optimizer](policy.learned().values(), lr=config.learning_rate)
+    optimizer = OPTIMIZERS[config.optimizer](policy.learned().values(), lr=config.learning_rate)
+    generator = torch.Generator().manual_seed(config.seed)
+    return AdaptingTrainer(config=config, ground=ground, policy=policy, optimizer=optimizer, generator=generator)
 
 
 def start_adapting(config: TrainConfig, ground: AdaptingGround, init: Checkpoint) -> AdaptingTrainer:
     """A new run with the tables of another, and the values that its policy value is read against."""
-    policy = with_fixed_items(init.policy())
-    learner = AdaptingTrainer(
-        config=config,
-        ground=ground,
-        policy=policy,
-        optimizer=optimizer_of(config, policy),
-        generator=torch.Generator().manual_seed(config.seed),
-        step=0,
-        metrics=references(ground.world, ground.system),
-    )
+    learner = with_policy(config, ground, init.policy())
+    learner.metrics |= references(ground.world, ground.system)
     learner.evaluate()
     learner.metrics["initial_policy_value"] = learner.metrics["policy_value"]
     return learner
@@ -230,21 +222,7 @@ def start_adapting(config: TrainConfig, ground: AdaptingGround, init: Checkpoint
 
 def resume_adapting(config: TrainConfig, ground: AdaptingGround, checkpoint: Checkpoint) -> AdaptingTrainer:
     """Go on from a checkpoint, bit for bit as if the run had never stopped."""
-    description, policy = checkpoint.description, with_fixed_items(checkpoint.policy())
-    optimizer = optimizer_of(config, policy)
-    load_optimizer_state(optimizer, policy, checkpoint.optimizer_state())
-    generator = torch.Generator()
-    generator.set_state(checkpoint.state()["generator"])
-    return AdaptingTrainer(
-        config=config,
-        ground=ground,
-        policy=policy,
-        optimizer=optimizer,
-        generator=generator,
-        step=description.step,
-        metrics=dict(description.metrics),
-        valued_step=description.step,
-    )
+    return with_policy(config, ground, checkpoint.policy()).go_on_from(checkpoint)
 
 
 SHAPE = (

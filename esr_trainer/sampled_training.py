@@ -73,8 +73,9 @@ class SampledTrainer(Trainer):
         """The baseline, and the index."""
         return {**super().own_state, **self.index.tensors()}
 
-    def go_on_from(self, state: Mapping[str, Tensor]) -> None:
-        """The index."""
+    def load_own_state(self, state: Mapping[str, Tensor]) -> None:
+        """The baseline, and the index."""
+        super().load_own_state(state)
         self.index.load(state)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self, TypeVar
 
 import torch
 
-from esr_trainer.checkpoint import Checkpoint, Grounds, build_policy, load_optimizer_state
+from esr_trainer.checkpoint import Checkpoint, Grounds, build_policy
 from esr_trainer.command_line import UsageError
 from esr_trainer.config import GROUP, SUMS_TO_K, V_FAMILY, TrainConfig
 from esr_trainer.estimators import ESTIMATORS
@@ -57,9 +57,6 @@ class Trainer(Learner):
         """The rounds of R runs, over the whole catalogue."""
         return play(learners)
 
-    def go_on_from(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take back what `own_state` kept beside the baseline: nothing."""
-
     def value(self) -> dict[str, float]:
         """The policy value on all contexts."""
         return {self.criterion: float(greedy_values(self.world, self.system, self.policy).mean())}
@@ -83,6 +80,11 @@ class Trainer(Learner):
     def own_state(self) -> Mapping[str, torch.Tensor]:
         """The baseline."""
         return self.baseline.tensors()
+
+    def load_own_state(self, state: Mapping[str, torch.Tensor]) -> None:
+        """The baseline."""
+        kept = (state[name].to(self.config.device) for name in ("baseline_mean", "baseline_visits"))
+        self.baseline = ContextBaseline(*kept)
 
     def draw_contexts(self) -> torch.Tensor:
         """A batch of contexts, uniformly with replacement, (B,); GRPO's come in groups."""
@@ -234,21 +236,22 @@ def at_first_step(
     kind: type[Kind], config: TrainConfig, world: World, system: System, policy: EarlyStageRanker
 ) -> Kind:
     """The run of a policy whose tables are drawn now."""
-    generator = torch.Generator(config.device).manual_seed(config.seed)
+    trainer = with_policy(kind, config, world, system, policy)
+    trainer.policy.initialise(config.init_std, trainer.generator)
+    return trainer
+
+
+def with_policy(kind: type[Kind], config: TrainConfig, world: World, system: System, policy: EarlyStageRanker) -> Kind:
+    """The run of a policy as it is, before its first step."""
     policy = policy.to(config.device)
-    policy.initialise(config.init_std, generator)
-    optimizer = build_optimizer(kind, config, world, system, policy)
-    baseline = ContextBaseline.new(world.num_contexts, config.slate, world.device)
     return kind(
         config=config,
         world=world,
         system=system,
         policy=policy,
-        optimizer=optimizer,
-        generator=generator,
-        baseline=baseline,
-        step=0,
-        metrics={},
+        optimizer=build_optimizer(kind, config, world, system, policy),
+        generator=torch.Generator(config.device).manual_seed(config.seed),
+        baseline=ContextBaseline.new(world.num_contexts, config.slate, world.device),
     )
 
 
@@ -276,25 +279,5 @@ def valued(trainer: Kind) -> Kind:
 
 def resume(config: TrainConfig, world: World, checkpoint: Checkpoint, kind: type[Trainer] = Trainer) -> Trainer:
     """Go on from a checkpoint, bit for bit as if the run had never stopped."""
-    description, policy = checkpoint.description, checkpoint.policy().to(config.device)
     system = system_of(config, world, checkpoint.ranker())
-    optimizer = build_optimizer(kind, config, world, system, policy)
-    load_optimizer_state(optimizer, policy, checkpoint.optimizer_state())
-    generator = torch.Generator(config.device)
-    state = checkpoint.state()
-    generator.set_state(state["generator"])
-    baseline = ContextBaseline(*(state[name].to(config.device) for name in ("baseline_mean", "baseline_visits")))
-    trainer = kind(
-        config=config,
-        world=world,
-        system=system,
-        policy=policy,
-        optimizer=optimizer,
-        generator=generator,
-        baseline=baseline,
-        step=description.step,
-        metrics=dict(description.metrics),
-        valued_step=description.step,
-    )
-    trainer.go_on_from(state)
-    return trainer
+    return with_policy(kind, config, world, system, checkpoint.policy()).go_on_from(checkpoint)

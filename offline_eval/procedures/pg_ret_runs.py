@@ -15,8 +15,8 @@ from torch import Tensor
 from esr_trainer.checkpoint import Checkpoint
 from esr_trainer.config import TrainConfig
 from esr_trainer.learner import Learner
-from esr_trainer.log_training import LogTrainer
-from esr_trainer.pg_ret import AdaptingTrainer, optimizer_of, with_fixed_items
+from esr_trainer.log_training import LogTrainer, with_policy
+from esr_trainer.pg_ret import AdaptingTrainer
 from esr_trainer.preparation import FromLog, settle
 from offline_eval.procedures.pg_ret import LIST, ORACLE_ABOVE, Judged, Question, measure
 
@@ -161,8 +161,8 @@ class Experiment:
 
 def contexts_alone(learner: LogTrainer) -> LogTrainer:
     """The same run, its items fixed and its optimizer new, as PG-Ret has them."""
-    policy = with_fixed_items(learner.policy)
-    return replace(learner, policy=policy, optimizer=optimizer_of(learner.config, policy))
+    learner.policy.item_tower.requires_grad_(False)
+    return replace(learner, optimizer=with_policy(learner.config, learner.ground, learner.policy).optimizer)
 
 
 def advanced(learner: Learner, steps: int) -> Learner:

@@ -20,7 +20,7 @@ from esr_trainer.config import TrainConfig
 from esr_trainer.features import ID, id_features
 from esr_trainer.late_stage_rankers import LATE_STAGE_RANKERS
 from esr_trainer.learner import Learner
-from esr_trainer.pg_ret import AdaptingGround, AdaptingTrainer, optimizer_of, top_of, with_fixed_items
+from esr_trainer.pg_ret import AdaptingGround, top_of, with_policy
 from esr_trainer.pg_ret_rewards import REWARDS
 from esr_trainer.policy_value import System, optimal_value
 from esr_trainer.relevance_oracles import LabelOracle
@@ -90,7 +90,7 @@ def over_pairs(world: World, seed: int, rate: float) -> Learner:
     shares = {"share_current": 0.0, "share_explored": 1.0, "explorer": "uniform"}
     of_pairs = {"init": "none", "pairs": CANDIDATES, "reward_top": CANDIDATES, "learning_rate": rate}
     config = settings("pg-ret", seed, **of_pairs, **shares)
-    policy = with_fixed_items(over_the_catalogue("top1", CANDIDATES, world, seed, rate).policy)
+    policy = over_the_catalogue("top1", CANDIDATES, world, seed, rate).policy
     _, _, right = torch.linalg.svd(world.score, full_matrices=False)  # (C, N)
     policy.item_tower.weights()[ID].zero_()[:, :CONTEXTS] = config.init_std * math.sqrt(world.num_items) * right.T
     best = world.expected_reward.topk(CANDIDATES, dim=1).indices
@@ -105,15 +105,7 @@ def over_pairs(world: World, seed: int, rate: float) -> Learner:
         fingerprint="",
         log_fingerprint=None,
     )
-    return AdaptingTrainer(
-        config=config,
-        ground=ground,
-        policy=policy,
-        optimizer=optimizer_of(config, policy),
-        generator=torch.Generator().manual_seed(seed),
-        step=0,
-        metrics={},
-    )
+    return with_policy(config, ground, policy)
 
 
 LEARNERS: Mapping[str, Callable[[World, int, float], Learner]] = {
