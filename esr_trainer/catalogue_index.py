@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from esr_trainer.faiss_bytes import deserialize
 from esr_trainer.quotas import quotas
 
 LISTS_PER_ROOT = 2
@@ -130,7 +131,7 @@ class CatalogueIndex:
         kept: list[list[faiss.Index]] = []
         for name in ("index", "coming_index"):
             own = [key for key in state if key.startswith(f"{name}_")]
-            kept.append([faiss.deserialize_index(state[f"{name}_{expert}"].numpy()) for expert in range(len(own))])
+            kept.append([deserialize(state[f"{name}_{expert}"].numpy()) for expert in range(len(own))])
         self.current, coming = kept
         if coming:
             self.coming = Future()

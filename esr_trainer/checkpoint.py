@@ -4,6 +4,7 @@ A run directory holds `config.json` and `checkpoints/<step>/`. A checkpoint is w
 `checkpoint.json` names the SHA-256 of every other file, and nothing in it is a pickle.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -123,6 +124,14 @@ class Checkpoint:
     def is_in_pieces(self) -> bool:
         """Whether several processes wrote its tables, each its rows (`esr_trainer.sharded_checkpoint`)."""
         return "policy.safetensors" not in self.description.files
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of its tables; in hexadecimal. Where several processes wrote them, of all its files."""
+        files = self.description.files
+        if not self.is_in_pieces:
+            return files["policy.safetensors"]
+        return hashlib.sha256(" ".join(sorted(files.values())).encode()).hexdigest()
 
     def state(self) -> dict[str, Tensor]:
         """What else the run goes on from: its generator's state and its baseline."""

@@ -120,11 +120,17 @@ class Learner(ABC):
         take_step([self], self.optimizer)
 
     def evaluate(self) -> None:
-        """Value the greedy policy; a step that was valued already is not counted twice."""
+        """Value the greedy policy; a step that was valued already is not counted twice.
+
+        A step that is valued because the run was interrupted there counts neither for the best nor for patience, which
+        a run that was never interrupted would not know.
+        """
         if self.valued_step == self.step:
             return
         self.valued_step, metrics, best = self.step, self.metrics, f"best_{self.criterion}"
         metrics |= self.value()
+        if not self.evaluation_is_due:
+            return
         value = metrics[self.criterion]
         is_best = value > metrics.get(best, -math.inf)
         metrics[best] = value if is_best else metrics[best]

@@ -104,8 +104,7 @@ def top_of(policy: EarlyStageRanker, world: World, count: int) -> Tensor:
 
 def fingerprint_of(init: Checkpoint, production: Checkpoint) -> str:
     """SHA-256 of both runs' tables."""
-    both = [checkpoint.description.files["policy.safetensors"] for checkpoint in (init, production)]
-    return hashlib.sha256(" ".join(both).encode()).hexdigest()
+    return hashlib.sha256(f"{init.fingerprint} {production.fingerprint}".encode()).hexdigest()
 
 
 @dataclass(kw_only=True)

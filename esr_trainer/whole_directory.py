@@ -22,6 +22,7 @@ def written_whole(target: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `target` is already there and not empty.
+        OSError: it cannot be written.
     """
     temporary = target.parent / f"{TEMPORARY}{target.name}-{os.getpid()}"
     temporary.mkdir(parents=True)
@@ -32,6 +33,8 @@ def written_whole(target: Path) -> Iterator[Path]:
         try:
             temporary.rename(target)
         except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
             raise FileExistsError(f"{target} is already there") from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import faiss
 import numpy as np
 
+from esr_trainer.faiss_bytes import deserialize
 from serving.errors import BundleCorruptError
 from serving.expert_index import Effort, ExpertIndex, FaissExpert, FlatExpert
 from serving.index import ItemIndex
@@ -164,21 +165,6 @@ def hnsw_expert(index: faiss.IndexHNSWFlat, ef_search: int, num_candidates: int)
     return FaissExpert(
         index, index.d - 1, effort, lambda ef_search, rows: faiss.SearchParametersHNSW(efSearch=ef_search, sel=rows)
     )
-
-
-def deserialize(content: np.ndarray) -> faiss.Index:
-    """An index from bytes, without a second copy; FAISS may allocate no more than the bytes could hold."""
-    faiss.set_deserialization_vector_byte_limit(max(2 * len(content), 1 << 20))
-    faiss.set_deserialization_loop_limit(max(len(content), 1 << 20))
-    position = 0
-
-    def read(size: int) -> bytes:
-        nonlocal position
-        chunk = content[position : position + size].tobytes()
-        position += len(chunk)
-        return chunk
-
-    return faiss.read_index(faiss.PyCallbackIOReader(read, 1 << 20))
 
 
 def check_names(kind: str, found: bytes, expected: bytes) -> None:

@@ -8,7 +8,10 @@ import pytest
 from tests.conftest import ROOT
 
 ROOMS = ("esr_trainer", "serving", "offline_eval")
-SERVED = tuple(f"esr_trainer.{name}" for name in ("feedback_", "hashed_text", "onnx_session", "quotas", "vocabularies"))
+SERVED = tuple(
+    f"esr_trainer.{name}"
+    for name in ("faiss_bytes", "feedback_", "hashed_text", "onnx_session", "quotas", "vocabularies")
+)
 """What the server may take from the trainer's room."""
 TORCH_FREE = (
     *SERVED,

@@ -54,7 +54,7 @@ def skew_gate(served: Served, min_recall: float) -> Gate:
 
 def drift_gate(served: Served, trained: Estimate) -> Gate:
     """Reject where what is served is not worth what was trained, be it less or more: then it is something else."""
-    drift = abs(served.skew.mean) / trained.mean if trained.mean else abs(served.skew.mean)
+    drift = abs(served.skew.mean / trained.mean) if trained.mean else abs(served.skew.mean)
     return Gate("train/serve skew of the policy value, as a share", drift, f"<= {DRIFT:g}", drift <= DRIFT, "reject")
 
 

@@ -134,12 +134,14 @@ def test_a_directory_that_holds_something_else_is_refused(tmp_path: Path, refuse
     assert "seeds (0)" in refused(command_line([*SMALL, "--seeds", "0"]))
 
 
-def test_a_stop_right_after_an_evaluation_does_not_count_it_twice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stopped_at", [4, 5])
+def test_a_stop_costs_no_patience(stopped_at: int, tmp_path: Path) -> None:
+    """Neither right after an evaluation nor between two of them."""
     config = TrainConfig(
         environment="synthetic", candidates=5, experts=1, steps=9, evaluate_every=2, learning_rate=1e-9
     )
     trainer, out = prepare(config, tmp_path / "run")
-    train(trainer, out, lambda _: None, lambda: trainer.step == 4)
+    train(trainer, out, lambda _: None, lambda: trainer.step == stopped_at)
     assert trainer.metrics["evaluations_since_best"] == 2
     trainer, out = prepare(config, out)
     train(trainer, out, lambda _: None, lambda: True)

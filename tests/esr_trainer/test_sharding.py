@@ -173,6 +173,18 @@ def test_one_process_and_torchrun_take_up_each_other(tmp_path: Path, monkeypatch
     assert not Checkpoint(run).is_in_pieces
 
 
+def test_what_several_processes_wrote_is_adapted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, more = tmp_path / "run", ["--candidates", "6", "--relevance.relevant-above", "5"]
+    as_only_process(monkeypatch)
+    assert command_line(arguments(run, "row-wise", 2)) == 0
+    monkeypatch.delenv("RANK")
+    adapt = ["--estimator", "pg-ret", "--init", str(run), *more, "--steps", "2", "--out", str(tmp_path / "adapted")]
+    assert command_line(adapt) == 0
+    own, others = Checkpoint(tmp_path / "adapted").policy(), Checkpoint(run).policy()
+    assert own.item_tower().equal(others.item_tower())
+    assert not own.context_tower().equal(others.context_tower())
+
+
 @pytest.mark.slow
 def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_happened(
     tmp_path: Path, alone: Callable[..., int]

@@ -27,7 +27,7 @@ from esr_trainer.preparation import prepare
 from esr_trainer.run import train
 from esr_trainer.system import system_of
 from esr_trainer.training import greedy_values
-from esr_trainer.whole_directory import sole_writer
+from esr_trainer.whole_directory import sole_writer, written_whole
 from serving import Retriever
 from serving.export import export
 from tests.conftest import ROOT, last_json, run_module
@@ -140,6 +140,17 @@ def test_a_run_from_anothers_state_is_the_run_that_never_stopped(tmp_path: Path)
     same_checkpoint(whole, from_checkpoint)
     assert checkpoints(from_checkpoint)[-1].name == "00000200"
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before, "the first run is left as it was"
+
+
+def test_what_cannot_get_its_name_says_why(tmp_path: Path) -> None:
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "something").touch()
+    with pytest.raises(FileExistsError, match="already there"), written_whole(tmp_path / "held"):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError), written_whole(tmp_path / "file"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"held", "file"}
 
 
 def test_a_run_from_anothers_state_holds_that_state_at_once(tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ from offline_eval.replay.replay_gates import context_gate, drift_gate, enough_ga
 from offline_eval.replay.segments import SegmentValue
 from offline_eval.replay.served import Served
 
-VALUE = Estimate(2.0, 1.9, 2.1)
-SAME = Served("top1-0", "flat", VALUE, Estimate(0.0, 0.0, 0.0), 0.0, 1.0, 0.0)
+SAME = Served("top1-0", "flat", Estimate(2.0, 1.9, 2.1), Estimate(0.0, 0.0, 0.0), 0.0, 1.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -28,8 +27,9 @@ def test_what_is_served_is_what_was_trained(served: Served, passed: bool) -> Non
 
 @pytest.mark.parametrize(("skew", "passed"), [(0.0, True), (-0.019, True), (-0.021, False), (0.021, False)])
 def test_what_is_served_is_worth_what_was_trained_neither_less_nor_more(skew: float, passed: bool) -> None:
-    gate = drift_gate(SAME._replace(skew=Estimate(skew, skew, skew)), VALUE)
-    assert (gate.passed, gate.failing_means) == (passed, "reject")
+    for mean in (2.0, -2.0):
+        gate = drift_gate(SAME._replace(skew=Estimate(skew, skew, skew)), Estimate(mean, mean - 0.1, mean + 0.1))
+        assert (gate.passed, gate.failing_means) == (passed, "reject")
 
 
 @pytest.mark.parametrize(("low", "passed"), [(0.1, True), (0.0, False), (-0.1, False)])
@@ -45,7 +45,7 @@ def test_few_contexts_hold(contexts: int, passed: bool) -> None:
 
 
 def segment(value: str, contexts: int, low: float, high: float) -> SegmentValue:
-    return SegmentValue(value, contexts, VALUE, Estimate((low + high) / 2, low, high))
+    return SegmentValue(value, contexts, SAME.policy_value, Estimate((low + high) / 2, low, high))
 
 
 def test_the_worst_segment_may_not_surely_lose() -> None:
