@@ -195,7 +195,7 @@ class TrainConfig(Options):
     from_log: str | None = None
     """Learn from a log instead of playing rounds: the server's feedback log (SQLite, PostgreSQL or Parquet; its sampled
     rounds), a CSV in Open Bandit's form, or CSV or Parquet with context_id, item_id, reward and optionally propensity.
-    With --data or --environment the run is valued in that world, of the same ids; without, on held-out showings. The
+    With --data or --environment the run is valued in that world, of the same ids; without, on held-out impressions. The
     LSR is then `learned` from the log by default, and the entropy bonus 0."""
     world_seed: Seed = 0
     """Seed of a generated world, of the fit to a log, and of the feedback and the fit of a learned ranker."""
@@ -241,7 +241,7 @@ class TrainConfig(Options):
     set_size: PositiveInt = 30
     """k of `two-stage-ips`: items in a set, the logged one included."""
     sets: PositiveInt = 100
-    """tau of `two-stage-ips`: sets drawn per showing."""
+    """tau of `two-stage-ips`: sets drawn per impression."""
     set_temperature: Positive = 1.0
     """The sets of `two-stage-ips` are drawn from softmax(logits / this); above 1 they are more varied."""
     alpha: NonNegative = 0.01
@@ -269,7 +269,7 @@ class TrainConfig(Options):
     share_current: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of them that is drawn from the current top."""
     share_explored: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share that is drawn by --explorer; the rest is drawn from the context's showings in --from-log."""
+    """Share that is drawn by --explorer; the rest is drawn from the context's impressions in --from-log."""
     explorer: Literal["init", "uniform"] = "init"
     """`init`: any of the --init run's own top --candidates; `uniform`: any item."""
     embedding_dim: PositiveInt = 10

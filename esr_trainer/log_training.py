@@ -1,6 +1,6 @@
-"""Learning from a log: a batch of logged showings, their loss, a step; valued on showings that were held out.
+"""Learning from a log: a batch of logged impressions, their loss, a step; valued on impressions that were held out.
 
-Axes: R runs side by side, B batch, C contexts, M experts, N items, K candidates, L slots, H held-out showings.
+Axes: R runs side by side, B batch, C contexts, M experts, N items, K candidates, L slots, H held-out impressions.
 """
 
 import math
@@ -61,7 +61,7 @@ class Ground(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """What a policy does for some held-out showings, (H,) each."""
+    """What a policy does for some held-out impressions, (H,) each."""
 
     log_prob: Tensor
     """log p(a | x) of the item shown."""
@@ -86,7 +86,7 @@ class LogTrainer(Learner):
         return Drawn(torch.stack([learner.loss(batch, own) for learner, batch, own in parts]), logits)
 
     def draw_batch(self) -> LoggedBatch:
-        """Showings that are learned from."""
+        """Impressions that are learned from."""
         learned = self.ground.parts.learned
         return learned.take(torch.randint(len(learned.rewards), (self.config.batch,), generator=self.generator))
 
@@ -112,7 +112,7 @@ class LogTrainer(Learner):
         return loss
 
     def value(self) -> dict[str, float]:
-        """On the held-out showings, and in the world if there is one."""
+        """On the held-out impressions, and in the world if there is one."""
         ground = self.ground
         found = held_out_metrics(ground, self.policy)
         if ground.world is not None:
@@ -203,10 +203,10 @@ def stand_on(config: TrainConfig, log: Log, parts: Parts, world: World | None, r
     return Ground(log, parts, system, world, scores, log_shares)
 
 
-def as_interactions(showings: LoggedBatch) -> Interactions:
-    """Showings weighted by their inverse propensities."""
-    weights = weights_of(pl.Series(showings.propensities.double().numpy()))
-    return Interactions(showings.contexts, showings.items, showings.rewards, weights)
+def as_interactions(impressions: LoggedBatch) -> Interactions:
+    """Impressions weighted by their inverse propensities."""
+    weights = weights_of(pl.Series(impressions.propensities.double().numpy()))
+    return Interactions(impressions.contexts, impressions.items, impressions.rewards, weights)
 
 
 def all_scores(log: Log, system: System) -> Tensor:
@@ -228,7 +228,7 @@ def chunks(count: int, size: int) -> tuple[Tensor, ...]:
 
 
 def held_out_metrics(ground: Ground, policy: EarlyStageRanker) -> dict[str, float]:
-    """What a policy is worth on the held-out showings; see METRICS."""
+    """What a policy is worth on the held-out impressions; see METRICS."""
     held_out = ground.parts.held_out
     done = HeldOut(*map(torch.cat, zip(*held_out_by_chunk(ground, policy), strict=True)))
     weights = positives(held_out)
@@ -245,7 +245,7 @@ def held_out_metrics(ground: Ground, policy: EarlyStageRanker) -> dict[str, floa
 
 @torch.no_grad()
 def held_out_by_chunk(ground: Ground, policy: EarlyStageRanker) -> Iterator[HeldOut]:
-    """Some showings at a time, so that the logits of all are never held at once."""
+    """Some impressions at a time, so that the logits of all are never held at once."""
     held_out, system = ground.parts.held_out, ground.system
     for rows in chunks(len(held_out.rewards), CHUNK):
         batch = held_out.take(rows)
@@ -263,9 +263,9 @@ def held_out_by_chunk(ground: Ground, policy: EarlyStageRanker) -> Iterator[Held
         yield HeldOut(log_prob, is_here.sum(dim=1), importance @ system.slot_weights)
 
 
-def positives(showings: LoggedBatch) -> Tensor:
+def positives(impressions: LoggedBatch) -> Tensor:
     """Rewards above 0 by their inverse propensities, capped as the log's weights are, (H,)."""
-    return as_interactions(showings).weights * showings.rewards.clamp(min=0)
+    return as_interactions(impressions).weights * impressions.rewards.clamp(min=0)
 
 
 def popularity_recall(ground: Ground) -> float:
@@ -277,5 +277,5 @@ def popularity_recall(ground: Ground) -> float:
 
 
 def logged_reward(ground: Ground) -> dict[str, float]:
-    """What the logging system earned with the held-out showings."""
+    """What the logging system earned with the held-out impressions."""
     return {"logged_reward": float(ground.parts.held_out.rewards.double().mean())}

@@ -1,6 +1,6 @@
-"""Logged showings to learn from: the server's own feedback log, an Open-Bandit-form CSV, or a plain log.
+"""Logged impressions to learn from: the server's own feedback log, an Open-Bandit-form CSV, or a plain log.
 
-Axes: R showings, C contexts, N items.
+Axes: R impressions, C contexts, N items.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ USER_FEATURE = "user_feature_"
 """Its columns that tell contexts apart begin with this: it has no user ids."""
 
 HELD_OUT = 0.1
-"""The part of the showings that nothing is learned from, and that a run is valued on."""
+"""The part of the impressions that nothing is learned from, and that a run is valued on."""
 MAX_HELD_OUT = 10_000
 """At most, so that an evaluation of a large log takes no longer."""
 
@@ -42,7 +42,7 @@ MAX_HELD_OUT = 10_000
 class Table(NamedTuple):
     """What a log says."""
 
-    showings: pl.DataFrame
+    impressions: pl.DataFrame
     """COLUMNS, and PROPENSITY and INCLUSION where it knows them."""
     items: tuple[str, ...] = ()
     """Items that it knows of beside those that were shown."""
@@ -60,7 +60,7 @@ class Log:
     """The log's own ids, or those of the world that it is of, C."""
     item_ids: tuple[str, ...]
     """The same of the items, N."""
-    showings: LoggedBatch
+    impressions: LoggedBatch
     """All of them, R; propensities of 1 where the log has none."""
     has_propensities: bool
     """Whether the log says how probably it showed what it showed."""
@@ -69,7 +69,7 @@ class Log:
 
 
 class Parts(NamedTuple):
-    """A log's showings."""
+    """A log's impressions."""
 
     learned: LoggedBatch
     held_out: LoggedBatch
@@ -89,32 +89,34 @@ def open_log(source: str, catalogue: Catalogue | None = None) -> Log:
     name = "feedback log" if "://" in source else source  # a URL may hold a password
     place = sa.make_url(source).render_as_string() if "://" in source else str(Path(source).resolve())
     table = read_kind(source, name)
-    showings = table.showings
-    contexts = catalogue.context_ids if catalogue else tuple(showings["context_id"].unique().sort())
-    items = catalogue.item_ids if catalogue else tuple(sorted({*showings["item_id"], *table.items}))
-    rewards = numbers(showings, "reward")
-    propensities = numbers(showings, PROPENSITY) if PROPENSITY in showings.columns else torch.ones(len(showings))
+    impressions = table.impressions
+    contexts = catalogue.context_ids if catalogue else tuple(impressions["context_id"].unique().sort())
+    items = catalogue.item_ids if catalogue else tuple(sorted({*impressions["item_id"], *table.items}))
+    rewards = numbers(impressions, "reward")
+    propensities = (
+        numbers(impressions, PROPENSITY) if PROPENSITY in impressions.columns else torch.ones(len(impressions))
+    )
     batch = LoggedBatch(
-        contexts=rows_of(showings["context_id"], contexts, name),
-        items=rows_of(showings["item_id"], items, name),
+        contexts=rows_of(impressions["context_id"], contexts, name),
+        items=rows_of(impressions["item_id"], items, name),
         rewards=rewards,
         propensities=propensities,
-        inclusions=numbers(showings, INCLUSION) if INCLUSION in showings.columns else propensities,
+        inclusions=numbers(impressions, INCLUSION) if INCLUSION in impressions.columns else propensities,
     )
-    count = f"{len(showings):,} showings of {len(items)} items in {len(contexts)} contexts"
+    count = f"{len(impressions):,} impressions of {len(items)} items in {len(contexts)} contexts"
     return Log(
         description=f"{Path(name).name}, {count}",
         place=place,
         context_ids=contexts,
         item_ids=items,
-        showings=batch,
-        has_propensities=PROPENSITY in showings.columns,
+        impressions=batch,
+        has_propensities=PROPENSITY in impressions.columns,
         fingerprint=fingerprint(contexts, items, batch),
     )
 
 
 def positives_of(world: World, above: float | None) -> Log:
-    """What is relevant in a world, as showings that its labels reward; see `world_labels`.
+    """What is relevant in a world, as impressions that its labels reward; see `world_labels`.
 
     Args:
         world: where everything is known.
@@ -134,24 +136,24 @@ def positives_of(world: World, above: float | None) -> Log:
         place="",
         context_ids=world.context_ids,
         item_ids=world.item_ids,
-        showings=batch,
+        impressions=batch,
         has_propensities=False,
         fingerprint=hashlib.sha256(f"{world.fingerprint}, relevant above {above}".encode()).hexdigest(),
     )
 
 
 def hold_out(log: Log, seed: int) -> Parts:
-    """Hold out some showings at random.
+    """Hold out some impressions at random.
 
     Raises:
         UsageError: what is held out has no reward above 0, so that nothing could be told of a policy.
     """
-    order = torch.randperm(len(log.showings.rewards), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(log.impressions.rewards), generator=torch.Generator().manual_seed(seed))
     count = max(1, min(MAX_HELD_OUT, round(HELD_OUT * len(order))))
-    parts = Parts(log.showings.take(order[count:]), log.showings.take(order[:count]))
+    parts = Parts(log.impressions.take(order[count:]), log.impressions.take(order[:count]))
     if not (parts.held_out.rewards > 0).any():
         raise UsageError(
-            f"from_log: none of the {count} held-out showings (every tenth, by --world-seed) has a reward above 0"
+            f"from_log: none of the {count} held-out impressions (every tenth, by --world-seed) has a reward above 0"
         )
     return parts
 
@@ -189,7 +191,7 @@ def is_feedback_log(path: Path) -> bool:
 
 
 def of_open_bandit(table: pl.DataFrame) -> pl.DataFrame:
-    """The Open Bandit Dataset's showings; a context is what its user features say together."""
+    """The Open Bandit Dataset's impressions; a context is what its user features say together."""
     features = sorted(column for column in table.columns if column.startswith(USER_FEATURE))
     context = pl.concat_str(features, separator="/") if features else pl.lit("everybody")
     return table.rename(OPEN_BANDIT).with_columns(context.alias("context_id"))
@@ -237,9 +239,9 @@ def unusable(feedback: Feedback) -> str | None:
     return None
 
 
-def numbers(showings: pl.DataFrame, column: str) -> Tensor:
+def numbers(impressions: pl.DataFrame, column: str) -> Tensor:
     """A column as float32, (R,)."""
-    return torch.from_numpy(showings[column].to_numpy().copy()).float()
+    return torch.from_numpy(impressions[column].to_numpy().copy()).float()
 
 
 def rows_of(ids: pl.Series, known: Sequence[str], name: str) -> Tensor:
@@ -254,9 +256,9 @@ def rows_of(ids: pl.Series, known: Sequence[str], name: str) -> Tensor:
     return torch.from_numpy(rows.to_numpy().copy())
 
 
-def fingerprint(contexts: Sequence[str], items: Sequence[str], showings: LoggedBatch) -> str:
+def fingerprint(contexts: Sequence[str], items: Sequence[str], impressions: LoggedBatch) -> str:
     """SHA-256 of what decides what is learned."""
     digest = hashlib.sha256("\0".join([*contexts, "", *items]).encode())
-    for values in showings:
+    for values in impressions:
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""LOGGED_LOSSES: what an ESR that learns from a log descends, per logged showing.
+"""LOGGED_LOSSES: what an ESR that learns from a log descends, per logged impression.
 
 A log holds contexts x, the items a that were shown there, their rewards r, and how probably the logging system showed
 them, beta(a | x). Importance weights are p / beta without gradient, capped to WEIGHTS and then divided by their batch
@@ -25,7 +25,7 @@ WEIGHTS = (0.01, 10.0)
 
 
 class LoggedBatch(NamedTuple):
-    """Logged showings: one row is one item that was shown."""
+    """Logged impressions: one row is one item that was shown."""
 
     contexts: Tensor
     """Rows, (B,) int64."""
@@ -51,7 +51,7 @@ class SecondStage(NamedTuple):
     alpha: float
     """Weight of the other items of a set."""
     num_sets: int
-    """tau, sets drawn per showing."""
+    """tau, sets drawn per impression."""
     set_size: int
     """k, the logged item included."""
     temperature: float
@@ -66,7 +66,7 @@ class Negatives(NamedTuple):
     items: Tensor
     """Random items of the catalogue, uniform with replacement, (J,)."""
     log_shares: Tensor
-    """log of each item's share of the showings that batches are drawn from, (N,); -inf where it was never shown."""
+    """log of each item's share of the impressions that batches are drawn from, (N,); -inf where it was never shown."""
 
 
 class CurrentPolicy(NamedTuple):
@@ -89,7 +89,7 @@ class CurrentPolicy(NamedTuple):
 
 
 LoggedLoss = Callable[[CurrentPolicy, LoggedBatch], Tensor]
-"""-> the loss of each showing, (B,), whose mean is descended."""
+"""-> the loss of each impression, (B,), whose mean is descended."""
 
 
 def ce(policy: CurrentPolicy, batch: LoggedBatch) -> Tensor:

@@ -15,7 +15,7 @@ METRICS: Mapping[str, str] = {
     "held_out_recall": "from a log: share of the held-out rewards, each by its inverse propensity, whose item is among "
     "the greedy candidates",
     "held_out_log_loss": "from a log: mean of -log p(a | x) over the same",
-    "ips_value": "from a log: expected reward per showing of greedy ESR then LSR, by inverse propensities",
+    "ips_value": "from a log: expected reward per impression of greedy ESR then LSR, by inverse propensities",
     "loss": "-mean_b sum_l w_l r_bl log p_bl of the step's batch, less the entropy bonus; a trend or a jump says more "
     "than its level",
     "gradient_norm": "Euclidean norm of the step's gradient over all tables",

@@ -8,7 +8,7 @@ what a yes earns, a no loses as much, and only the context tower learns ("Adapti
 goals using reinforcement learning").
 
 Axes: R runs side by side, B batch, C contexts, M experts, N items, K candidates, T items of a top, J pairs of a
-context, F showings.
+context, F impressions.
 """
 
 import hashlib
@@ -64,15 +64,15 @@ class Shown(NamedTuple):
     """How many each context has, (C,)."""
 
     def draw(self, contexts: Tensor, uniform: Tensor, instead: Tensor) -> Tensor:
-        """Showings of contexts, (B,), by numbers in [0, 1), (B, J); `instead`, (B, J), where a context has none."""
+        """Impressions of contexts, (B,), by numbers in [0, 1), (B, J); `instead`, (B, J), where a context has none."""
         counts = self.counts[contexts][:, None]
         rows = self.starts[contexts][:, None] + (uniform * counts).long()
         return torch.where(counts > 0, self.items[rows.clamp(max=len(self.items) - 1)], instead)
 
 
 def by_context(log: Log) -> Shown:
-    """The showings of a log, context by context."""
-    contexts, items = log.showings.contexts, log.showings.items
+    """The impressions of a log, context by context."""
+    contexts, items = log.impressions.contexts, log.impressions.items
     counts = contexts.bincount(minlength=len(log.context_ids))
     return Shown(items[contexts.argsort(stable=True)], counts.cumsum(0) - counts, counts)
 

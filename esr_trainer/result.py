@@ -88,21 +88,23 @@ def show_run(result: Mapping[str, Any], config: TrainConfig) -> None:
 
 
 def show_held_out(result: Mapping[str, Any], config: TrainConfig) -> None:
-    """What a run that learned from a log is worth on showings that it did not learn from."""
+    """What a run that learned from a log is worth on impressions that it did not learn from."""
     table = Table(
-        "held-out showings", f"recall@{config.candidates}", title=f"{config.estimator}, {result['steps']} steps"
+        "held-out impressions", f"recall@{config.candidates}", title=f"{config.estimator}, {result['steps']} steps"
     )
     table.add_row("popularity: one list for everybody", f"{result['popularity_held_out_recall']:.3f}")
     table.add_row("this ESR before training", f"{result['initial_held_out_recall']:.3f}")
     table.add_row("this ESR after training", f"{result['held_out_recall']:.3f}", style="bold")
     show(table)
     print(f"held-out log loss of an item that earned something: {result['held_out_log_loss']:.3f}")
-    print(f"reward per showing, as logged: {result['logged_reward']:.4g}")
+    print(f"reward per impression, as logged: {result['logged_reward']:.4g}")
     if "ips_value" in result and result["ips_value_low"] == result["ips_value_high"]:
-        print("reward per showing of greedy ESR then LSR: unknown, no held-out reward is of an item that it would show")
+        print(
+            "reward per impression of greedy ESR then LSR: unknown, no held-out reward is of an item that it would show"
+        )
     elif "ips_value" in result:
         print(
-            f"reward per showing of greedy ESR then LSR, by inverse propensities: {result['ips_value']:.4g} "
+            f"reward per impression of greedy ESR then LSR, by inverse propensities: {result['ips_value']:.4g} "
             f"(95 % interval {result['ips_value_low']:.4g} to {result['ips_value_high']:.4g})"
         )
 

@@ -65,7 +65,7 @@ class Catalogue(Protocol):
 
 @dataclass(frozen=True)
 class World:
-    """A simulated catalogue and its users: reward ~ Normal(expected_reward, reward_std), independent per showing."""
+    """A simulated catalogue and its users: reward ~ Normal(expected_reward, reward_std), independent per impression."""
 
     environment: str
     """Its name in ENVIRONMENTS."""

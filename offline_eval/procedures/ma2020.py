@@ -130,24 +130,26 @@ def settings(estimator: str, steps: int, learning_rate: float, seed: int) -> Tra
 
 
 def log_of(name: str, world: World, contexts: Tensor, items: Tensor, propensities: Tensor) -> Log:
-    """Showings of items in contexts, (R,) each, rewarded by their labels."""
+    """Impressions of items in contexts, (R,) each, rewarded by their labels."""
     rewards = world.expected_reward[contexts, items]
     batch = LoggedBatch(contexts, items, rewards, propensities, propensities)
     return Log(name, "", world.context_ids, world.item_ids, batch, True, "")
 
 
 def ground_of(log: Log, system: System, scores: Tensor | None, seed: int) -> Ground:
-    """The rewarded showings, some of them held out; the others have no gradient.
+    """The rewarded impressions, some of them held out; the others have no gradient.
 
     Raises:
         UsageError: there are too few.
     """
-    rewarded = log.showings.rewards.nonzero()[:, 0]
+    rewarded = log.impressions.rewards.nonzero()[:, 0]
     count = round(HELD_OUT * len(rewarded))
     if not count:
         raise UsageError(f"{log.description}: {len(rewarded)} are rewarded, too few to learn from and to hold out")
     order = rewarded[torch.randperm(len(rewarded), generator=torch.Generator().manual_seed(seed))]
-    return Ground(log, Parts(log.showings.take(order[count:]), log.showings.take(order[:count])), system, None, scores)
+    return Ground(
+        log, Parts(log.impressions.take(order[count:]), log.impressions.take(order[:count])), system, None, scores
+    )
 
 
 def learned(config: TrainConfig, ground: Ground, labelled: LabelledWorld) -> EarlyStageRanker:
@@ -194,7 +196,7 @@ def feedback_of(labelled: LabelledWorld, seed: int) -> Feedback:
     logging = logging_policy(labelled, seed)
     log = bandit_log(labelled.world, logging, seed)
     # a chance given context and item needs no weight for how the pair was chosen
-    interactions = as_interactions(log.showings)._replace(weights=torch.ones(len(log.showings.rewards)))
+    interactions = as_interactions(log.impressions)._replace(weights=torch.ones(len(log.impressions.rewards)))
     scores = joined_network.fit(labelled.contexts, labelled.items, interactions, seed).matrix()
     system = System(
         LATE_STAGE_RANKERS["learned"], lambda rows, items: scores[rows[:, None], items], NUM_CANDIDATES, torch.ones(1)
@@ -214,9 +216,9 @@ def run_one(feedback: Feedback, policy: str, seed: int, steps: int, learning_rat
 
 def references(feedback: Feedback, seed: int) -> list[Judged]:
     """REFERENCES, which nothing is chosen for."""
-    showings, scores = feedback.ground.log.showings, feedback.ground.scores
+    impressions, scores = feedback.ground.log.impressions, feedback.ground.scores
     assert scores is not None
-    rewarded = torch.zeros(feedback.labelled.world.num_items).index_add_(0, showings.items, showings.rewards)
+    rewarded = torch.zeros(feedback.labelled.world.num_items).index_add_(0, impressions.items, impressions.rewards)
     generator = torch.Generator().manual_seed(seed)
     logits: Mapping[str, Logits] = {
         LOGGING: logits_of(feedback.logging),

@@ -16,8 +16,8 @@ from offline_eval.reproduce.plan import BUDGETS, Plan
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MARKED = re.compile(r"(<!-- results of (?P<name>[a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-"""What is between the two markers is written; what is around them is left as it is."""
+MARKED = re.compile(r"(<!-- results of (?P<name>[a-z0-9-]+)(: (?P<columns>.*?))? -->\n).*?(<!-- end -->)", re.DOTALL)
+"""What is between the two markers is written, all of its columns or those named; what is around them stays."""
 
 SHARED = Path("shared")
 """Stands for the folder of the data: the results name their files, wherever they lie."""
@@ -36,10 +36,26 @@ def rewritten(page: str, results: Path, budget: str) -> str:
     """
 
     def write(found: re.Match[str]) -> str:
-        text = "\n\n".join(map(markdown, grids_of(found["name"], results, budget)))
-        return f"{found[1]}\n{text}\n\n{command_line(found['name'], budget)}\n{found[3]}"
+        grids = grids_of(found["name"], results, budget)
+        if found["columns"]:
+            grids = [with_columns(grid, found["columns"].split(", ")) for grid in grids]
+        text = "\n\n".join(map(markdown, grids))
+        return f"{found[1]}\n{text}\n\n{command_line(found['name'], budget)}\n{found[5]}"
 
     return MARKED.sub(write, page)
+
+
+def with_columns(grid: Grid, names: Sequence[str]) -> Grid:
+    """The table with some of its columns, and those that have no name.
+
+    Raises:
+        UsageError: it has no such column.
+    """
+    if unknown := set(names).difference(grid.head):
+        raise UsageError(f"columns ({', '.join(sorted(unknown))}): must be of {', '.join(filter(None, grid.head))}")
+    kept = [place for place, name in enumerate(grid.head) if not name or name in names]
+    head, *rows = ([line[place] for place in kept] for line in (grid.head, *grid.rows))
+    return grid._replace(head=head, rows=rows)
 
 
 def command_line(name: str, budget: str) -> str:

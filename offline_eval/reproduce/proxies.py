@@ -20,10 +20,10 @@ NEGATIVES = 100
 """Uniform negatives of the sampled softmax."""
 
 PRIOR_SHOWINGS = 10
-"""Showings at the mean reward that an item's popularity starts with."""
+"""Impressions at the mean reward that an item's popularity starts with."""
 
 Loss = Callable[[Tensor, Round, torch.Generator], Tensor]
-"""(logits (B, 1, N), round, generator) -> loss per showing, (B, L)."""
+"""(logits (B, 1, N), round, generator) -> loss per impression, (B, L)."""
 
 
 def regression(logits: Tensor, round_: Round, generator: torch.Generator) -> Tensor:
@@ -110,17 +110,17 @@ def learn_popularity(interactions: Interactions, config: TrainConfig) -> Curve:
     """One list for everybody: the K items of the highest mean reward so far, shrunk to the overall mean."""
     proxy = new_run(config)
     following = interactions(proxy, config)
-    total, showings = torch.zeros(proxy.world.num_items), torch.zeros(proxy.world.num_items)
+    total, impressions = torch.zeros(proxy.world.num_items), torch.zeros(proxy.world.num_items)
 
     def advance() -> None:
         _, round_ = following()
         total.index_add_(0, round_.slate.flatten(), round_.reward.flatten())
-        showings.index_add_(0, round_.slate.flatten(), torch.ones(round_.slate.numel()))
+        impressions.index_add_(0, round_.slate.flatten(), torch.ones(round_.slate.numel()))
         proxy.step += 1
 
     def value(proxy: Trainer) -> float:
-        mean = total.sum() / showings.sum().clamp(min=1)
-        popularity = (total + PRIOR_SHOWINGS * mean) / (showings + PRIOR_SHOWINGS)
+        mean = total.sum() / impressions.sum().clamp(min=1)
+        popularity = (total + PRIOR_SHOWINGS * mean) / (impressions + PRIOR_SHOWINGS)
         popular = popularity.topk(proxy.system.num_candidates).indices
         return float(replay_list(proxy.world, proxy.system, popular).mean())
 

@@ -1,4 +1,4 @@
-"""`--from-log`: the trainer on logged showings instead of rounds."""
+"""`--from-log`: the trainer on logged impressions instead of rounds."""
 
 import json
 from collections.abc import Callable
@@ -95,9 +95,11 @@ def test_from_a_served_log_to_retrieve(served_log: Path, tmp_path: Path) -> None
     export(run(tmp_path / "run", served_log, "ca-poisson-ips", "--steps", "300"), tmp_path / "bundles")
     retriever, log = Retriever.open(tmp_path / "bundles"), open_log(str(served_log))
     seen: dict[str, list[str]] = {str(user): [] for user in range(80)}
-    for row in showings(served_log):
+    for row in impressions(served_log):
         seen[row["context_id"]].append(row["item_id"])
-    earned = torch.zeros(60).index_add_(0, log.showings.items, log.showings.rewards / log.showings.propensities)
+    earned = torch.zeros(60).index_add_(
+        0, log.impressions.items, log.impressions.rewards / log.impressions.propensities
+    )
     by_popularity = [log.item_ids[row] for row in earned.argsort(descending=True)]
     popular = {user: [item for item in by_popularity if item not in seen[user]][:5] for user in seen}
     own = {user: retriever.retrieve(Query(user, 5, excluded=seen[user])).item_ids for user in seen}
@@ -108,7 +110,7 @@ def test_from_a_served_log_to_retrieve(served_log: Path, tmp_path: Path) -> None
     assert found > 1.15 * found_by_popularity > 0
 
 
-def showings(log: Path) -> list[dict[str, str]]:
+def impressions(log: Path) -> list[dict[str, str]]:
     return [{"context_id": one.shown.context_id, "item_id": one.slate[0]} for one in read(str(log))]
 
 
@@ -123,7 +125,7 @@ def test_a_resumed_run_is_the_run_that_never_stopped(estimator: str, served_log:
 
 def test_another_log_is_another_run(served_log: Path, tmp_path: Path, refused: Callable[[int], str]) -> None:
     out = run(tmp_path / "run", served_log, "ce", "--steps", "2")
-    rows = pl.DataFrame(showings(served_log)).with_columns(reward=pl.lit(1))
+    rows = pl.DataFrame(impressions(served_log)).with_columns(reward=pl.lit(1))
     rows.write_csv(tmp_path / "other.csv")
     given = ["--from-log", str(tmp_path / "other.csv"), "--estimator", "ce", *SMALL, "--sets", "10", "--set-size", "5"]
     assert "holds a run with world_fingerprint" in refused(command_line([*given, "--steps", "2", "--out", str(out)]))
@@ -166,7 +168,7 @@ def test_output_for_people(served_log: Path, tmp_path: Path, capsys: pytest.Capt
     text, err = capsys.readouterr()
     for words in ("recall@5", "popularity", "before training", "by inverse propensities", "95 % interval", "next:"):
         assert words in text
-    assert "log: feedback.db, 4,000 showings of 60 items in 80 contexts" in " ".join(err.split())
+    assert "log: feedback.db, 4,000 impressions of 60 items in 80 contexts" in " ".join(err.split())
     assert len(checkpoints(out)) == 1
     row = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"held_out_recall", "held_out_log_loss", "ips_value", "loss", "gradient_norm"} <= row.keys()
@@ -186,7 +188,7 @@ def test_the_ips_value_is_the_policy_value_in_expectation(served_log: Path, tmp_
     given |= {"environment": "synthetic", "contexts": 80, "items": 60}
     learner, _ = prepare(TrainConfig.model_validate(given), tmp_path / "run")
     assert isinstance(learner, LogTrainer)
-    whole = learner.ground._replace(parts=Parts(learner.ground.log.showings, learner.ground.log.showings))
+    whole = learner.ground._replace(parts=Parts(learner.ground.log.impressions, learner.ground.log.impressions))
     value = float(greedy_values(TRUTH, whole.system, learner.policy).mean())
     assert held_out_metrics(whole, learner.policy)["ips_value"] == pytest.approx(value, rel=1e-4)
 

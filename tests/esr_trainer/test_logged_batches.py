@@ -55,7 +55,7 @@ def test_beta_of_a_served_log_is_inclusion_times_the_lsrs_probability(
     log = open_log(str(served))
     assert log.context_ids == ("user-0", "user-1", "user-2")
     assert {"item-0", "item-1", "item-2", "item-6"} <= set(log.item_ids), "candidates that were not shown, too"
-    first = log.showings.take(torch.tensor([0, 1]))
+    first = log.impressions.take(torch.tensor([0, 1]))
     assert [log.item_ids[row] for row in first.items] == ["item-1", "item-0"]
     assert first.rewards.tolist() == [1, 0]
     torch.testing.assert_close(first.propensities, torch.tensor([0.5 * 0.4, 1.0 * 0.6]))
@@ -75,7 +75,7 @@ def test_the_same_log_in_parquet_and_postgresql_is_the_same(
     one, other = open_log(str(served)), open_log(str(tmp_path / "feedback.parquet"))
     assert one.fingerprint == other.fingerprint
     third = open_log(url)
-    assert torch.equal(third.showings.items, one.showings.items)
+    assert torch.equal(third.impressions.items, one.impressions.items)
     assert "feedback log" in third.description
 
 
@@ -88,7 +88,7 @@ def test_a_log_of_greedy_rounds_is_refused_with_their_count(tmp_path: Path, refu
     assert not (tmp_path / "run").exists()
 
 
-def test_open_bandit_rows_are_showings_of_user_features(tmp_path: Path) -> None:
+def test_open_bandit_rows_are_impressions_of_user_features(tmp_path: Path) -> None:
     path = tmp_path / "obd.csv"
     path.write_text(
         ",timestamp,item_id,position,click,propensity_score,user_feature_0,user_feature_1,user-item_affinity_0\n"
@@ -97,16 +97,16 @@ def test_open_bandit_rows_are_showings_of_user_features(tmp_path: Path) -> None:
     log = open_log(str(path))
     assert log.context_ids == ("old/red", "young/red")
     assert log.item_ids == ("14", "9")
-    assert log.showings.contexts.tolist() == [1, 0, 1]
-    assert log.showings.rewards.tolist() == [0, 1, 1]
-    assert log.showings.propensities.tolist() == log.showings.inclusions.tolist() == [0.25, 0.5, 0.25]
+    assert log.impressions.contexts.tolist() == [1, 0, 1]
+    assert log.impressions.rewards.tolist() == [0, 1, 1]
+    assert log.impressions.propensities.tolist() == log.impressions.inclusions.tolist() == [0.25, 0.5, 0.25]
 
 
 def test_the_real_open_bandit_sample(shared: Path) -> None:
     log = open_log(str(shared / "data" / "open_bandit" / "random" / "men" / "men.csv"))
-    assert len(log.showings.rewards) == 10_000
+    assert len(log.impressions.rewards) == 10_000
     assert len(log.item_ids) == 34
-    assert log.showings.propensities.unique().tolist() == pytest.approx([1 / 34])
+    assert log.impressions.propensities.unique().tolist() == pytest.approx([1 / 34])
 
 
 def test_a_plain_log_keeps_its_ids_and_may_have_no_propensities(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_plain_log_keeps_its_ids_and_may_have_no_propensities(tmp_path: Path) 
     pl.read_csv(tmp_path / "log.csv", infer_schema=False).drop("propensity").write_parquet(tmp_path / "log.parquet")
     bare = open_log(str(tmp_path / "log.parquet"))
     assert not bare.has_propensities
-    assert torch.equal(bare.showings.items, log.showings.items)
+    assert torch.equal(bare.impressions.items, log.impressions.items)
     assert bare.fingerprint != log.fingerprint
 
 
@@ -126,8 +126,8 @@ def test_a_worlds_rows_are_found_by_the_logs_ids(tmp_path: Path) -> None:
     path.write_text("context_id,item_id,reward\n5,7,1\n2,0,1\n")
     log = open_log(str(path), world)
     assert (log.context_ids, log.item_ids) == (world.context_ids, world.item_ids)
-    assert log.showings.contexts.tolist() == [5, 2]
-    assert log.showings.items.tolist() == [7, 0]
+    assert log.impressions.contexts.tolist() == [5, 2]
+    assert log.impressions.items.tolist() == [7, 0]
     path.write_text("context_id,item_id,reward\n5,7,1\n6,0,1\n")
     with pytest.raises(UsageError, match=rf"from_log \({path}\): context_id 6 is not in the world"):
         open_log(str(path), world)
@@ -141,7 +141,7 @@ def test_what_is_held_out_is_decided_by_the_seed_and_must_have_earned_something(
     assert not torch.equal(one.held_out.items, other.held_out.items)
     table = pl.read_csv(tmp_path / "log.csv", infer_schema=False).with_columns(reward=pl.lit("0"))
     table.write_csv(tmp_path / "nothing.csv")
-    with pytest.raises(UsageError, match="none of the 40 held-out showings"):
+    with pytest.raises(UsageError, match="none of the 40 held-out impressions"):
         hold_out(open_log(str(tmp_path / "nothing.csv")), 0)
 
 

@@ -200,7 +200,7 @@ def test_infonce_is_the_full_softmax_where_every_item_is_in_the_pool_as_often_as
 
 
 def expected_infonce_gradient(logits: Tensor, num_drawn: int, log_shares: Tensor) -> Tensor:
-    """The mean over every batch of `num_drawn` showings of three items, by its probability; logits (1, 3)."""
+    """The mean over every batch of `num_drawn` impressions of three items, by its probability; logits (1, 3)."""
     chance = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
     drawn = torch.tensor(list(product(range(3), repeat=num_drawn)))  # (S, B)
     total = torch.zeros_like(logits)
@@ -244,7 +244,7 @@ def test_the_table_is_what_the_settings_name() -> None:
 @pytest.mark.parametrize("num_experts", [1, 3])
 @pytest.mark.parametrize("name", sorted(LOGGED_LOSSES))
 def test_contract(name: str, num_experts: int, num_candidates: int) -> None:
-    """One loss per showing, rewards of 0 teach nothing, every gradient is finite, whatever leads."""
+    """One loss per impression, rewards of 0 teach nothing, every gradient is finite, whatever leads."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(5, num_experts, 6, generator=generator)
     logits[0, :, 2] += 60  # shown

@@ -1,4 +1,4 @@
-"""What a run writes of itself is what the README says it writes."""
+"""What a run writes of itself is what docs/training.md says it writes."""
 
 import re
 
@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 
 def test_the_readmes_table_explains_every_metric_in_its_words() -> None:
     table = (
-        (ROOT / "README.md").read_text().partition("| metric | what it means |\n|---|---|\n")[2].partition("\n\n")[0]
+        (ROOT / "docs/training.md").read_text().partition("| metric | what it means |\n|---|---|\n")[2].partition("\n\n")[0]
     )
     rows = [re.fullmatch(r"\| (.*?) \| (.*) \|", line) for line in table.splitlines()]
     named = []

@@ -59,18 +59,20 @@ def judged(labelled: LabelledWorld) -> list[Judged]:
 
 
 def test_the_log_is_drawn_from_the_logging_policy_with_its_propensities(feedback: Feedback) -> None:
-    showings = feedback.ground.log.showings
-    assert showings.contexts.tolist() == [user for user in range(60) for _ in range(SAMPLES)]
-    chance = feedback.logging(showings.contexts)[:, 0].softmax(dim=1)
-    torch.testing.assert_close(showings.propensities, chance.gather(1, showings.items[:, None])[:, 0].detach())
-    assert torch.equal(showings.rewards, feedback.labelled.world.expected_reward[showings.contexts, showings.items])
+    impressions = feedback.ground.log.impressions
+    assert impressions.contexts.tolist() == [user for user in range(60) for _ in range(SAMPLES)]
+    chance = feedback.logging(impressions.contexts)[:, 0].softmax(dim=1)
+    torch.testing.assert_close(impressions.propensities, chance.gather(1, impressions.items[:, None])[:, 0].detach())
+    assert torch.equal(
+        impressions.rewards, feedback.labelled.world.expected_reward[impressions.contexts, impressions.items]
+    )
     again = bandit_log(feedback.labelled.world, feedback.logging, 0)
-    assert torch.equal(again.showings.items, showings.items)
+    assert torch.equal(again.impressions.items, impressions.items)
 
 
 def test_runs_learn_from_rewarded_samples_and_stop_by_others(feedback: Feedback) -> None:
-    parts, showings = feedback.ground.parts, feedback.ground.log.showings
-    rewarded = int(showings.rewards.sum())
+    parts, impressions = feedback.ground.parts, feedback.ground.log.impressions
+    rewarded = int(impressions.rewards.sum())
     assert len(parts.held_out.rewards) == round(ma2020.HELD_OUT * rewarded)
     assert len(parts.learned.rewards) + len(parts.held_out.rewards) == rewarded
     assert bool(parts.learned.rewards.all())
@@ -79,7 +81,7 @@ def test_runs_learn_from_rewarded_samples_and_stop_by_others(feedback: Feedback)
 
 def test_a_log_with_too_few_rewards_is_refused_in_one_line(feedback: Feedback) -> None:
     log, system = feedback.ground.log, feedback.ground.system
-    unrewarded = replace(log, showings=log.showings._replace(rewards=torch.zeros_like(log.showings.rewards)))
+    unrewarded = replace(log, impressions=log.impressions._replace(rewards=torch.zeros_like(log.impressions.rewards)))
     with pytest.raises(UsageError, match="bandit samples: 0 are rewarded, too few"):
         ground_of(unrewarded, system, None, 0)
 
@@ -87,8 +89,8 @@ def test_a_log_with_too_few_rewards_is_refused_in_one_line(feedback: Feedback) -
 def test_the_popular_list_is_of_the_log_and_the_others_are_what_they_say(feedback: Feedback) -> None:
     found = {one.policy: one.measures for one in references(feedback, 0)}
     assert set(found) == set(REFERENCES)
-    showings = feedback.ground.log.showings
-    counted = torch.bincount(showings.items, weights=showings.rewards.double(), minlength=80)
+    impressions = feedback.ground.log.impressions
+    counted = torch.bincount(impressions.items, weights=impressions.rewards.double(), minlength=80)
     hits = feedback.labelled.world.expected_reward[:, counted.topk(5).indices].mean()
     assert found[POPULAR]["one-stage precision@5"] == pytest.approx(float(hits))
     assert found[RANKER]["one-stage ndcg@10"] == found[RANKER]["two-stage ndcg@10"], "it is in its own order"

@@ -30,6 +30,16 @@ def test_only_what_is_marked_is_written(tmp_path: Path) -> None:
     assert rewritten(new, tmp_path, "short") == new
 
 
+def test_a_page_may_have_some_of_the_columns(tmp_path: Path) -> None:
+    page = PAGE.replace("table4", "table4: K=50, K=200")
+    new = rewritten(page, tmp_path, "short")
+    assert "|  |  | K=50 | K=200 |\n" in new
+    assert new.startswith("Before.\n\n<!-- results of table4: K=50, K=200 -->\n")
+    assert rewritten(new, tmp_path, "short") == new
+    with pytest.raises(UsageError, match=r"columns \(K=7\): must be of K=50, K=100, K=200"):
+        rewritten(page.replace("K=50", "K=7"), tmp_path, "short")
+
+
 def test_a_marker_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"results of \(table9\): must be one of table2"):
         rewritten(PAGE.replace("table4", "table9"), tmp_path, "short")
