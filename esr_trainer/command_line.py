@@ -5,12 +5,13 @@ code 2.
 Nothing here imports torch, so `--help` answers at once and the server can use it.
 """
 
+import argparse
 import inspect
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import (
@@ -42,6 +43,9 @@ class Options(BaseModel):
     """Checked, immutable settings; every field's docstring is its help."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    sections: ClassVar[Mapping[str, str]] = {}
+    """The first option of each section of the help -> its title; empty: the help has none."""
 
 
 class Command(Options):
@@ -122,7 +126,11 @@ def main(
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     settings_class = type(command.__name__, (_CommandLine, command), {"__doc__": inspect.getdoc(command)})
-    source: CliSettingsSource[Any] = CliSettingsSource(settings_class, cli_prog_name=program)
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        settings_class, cli_prog_name=program, add_argument_method=in_sections(command.sections)
+    )
+    if command.sections:
+        source.root_parser.usage = f"{program} [options]"
     try:
         CliApp.run(settings_class, cli_args=arguments, cli_settings_source=source, **(settings or {}))
     except ValidationError as error:
@@ -138,6 +146,23 @@ def main(
     except OSError as error:
         return fail(f"{error.filename or 'a file'}: {error.strerror or error}")
     return 0
+
+
+def in_sections(sections: Mapping[str, str]) -> Callable[..., argparse.Action]:
+    """What adds an option to a parser: under the title of the last option before it that begins a section.
+
+    An option of a nested model has a group of its own already.
+    """
+    group: argparse._ArgumentGroup | None = None
+
+    def add(place: argparse._ActionsContainer, *names: str, **settings: Any) -> argparse.Action:
+        nonlocal group
+        if title := sections.get(settings.get("dest", "")):
+            group = place.add_argument_group(title)
+        is_nested = isinstance(place, argparse._ArgumentGroup)
+        return (place if is_nested or group is None else group).add_argument(*names, **settings)
+
+    return add
 
 
 def one_line(error: ValidationError) -> str:

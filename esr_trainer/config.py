@@ -1,7 +1,8 @@
 """The settings that decide a run; each is named once, here, and is a command-line option and a key of a YAML file."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -177,6 +178,20 @@ def misuse_of_pg_ret(config: "TrainConfig") -> str | None:
 class TrainConfig(Options):
     """What decides the result of a training run."""
 
+    sections: ClassVar[Mapping[str, str]] = {
+        "estimator": "what is learned",
+        "environment": "from whom",
+        "lsr": "the two-stage system",
+        "context_features": "features",
+        "variance_reduction": "variance",
+        "set_size": "two-stage-ips",
+        "random_negatives": "infonce",
+        "init": "pg-ret",
+        "embedding_dim": "towers and optimizer",
+        "catalogue": "large catalogues",
+        "learning_rate": "steps",
+        "config": "the run directory, several runs, several processes",
+    }
     estimator: EstimatorName = "top1"
     """Log-probability that the reward's gradient follows: the shown item's chance to be a candidate (`top1`, `ca-swr`:
     as if drawn with replacement; `ca`: others greedy; `ca-poisson`: in closed form; `ca-heads`: in closed form, draw by

@@ -6,10 +6,9 @@ from esr_trainer.metrics import METRICS
 from tests.conftest import ROOT
 
 
-def test_the_readmes_table_explains_every_metric_in_its_words() -> None:
-    table = (
-        (ROOT / "docs/training.md").read_text().partition("| metric | what it means |\n|---|---|\n")[2].partition("\n\n")[0]
-    )
+def test_the_pages_table_explains_every_metric_in_its_words() -> None:
+    page = (ROOT / "docs/training.md").read_text()
+    table = page.partition("| metric | what it means |\n|---|---|\n")[2].partition("\n\n")[0]
     rows = [re.fullmatch(r"\| (.*?) \| (.*) \|", line) for line in table.splitlines()]
     named = []
     for row in rows:

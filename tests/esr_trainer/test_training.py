@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -419,3 +420,19 @@ def test_features_train_resume_and_are_served(shared: Path, tmp_path: Path) -> N
     assert len(retriever.retrieve("14", 10).item_ids) == 10
     assert "user_active_degree" in retriever.bundle.context_features
     assert policy.item_tower.features.bags["feat"].shape == (3327, 4)
+
+
+def test_the_help_has_every_option_in_a_section() -> None:
+    told = run_module("esr_trainer", "--help").stdout
+    parts = re.split(r"^([a-z][^\n]*):\n", told, flags=re.M)[1:]
+    places = {
+        option: title
+        for title, text in zip(parts[::2], parts[1::2], strict=True)
+        for option in re.findall(r"^  (--[a-z.-]+)", text, re.M)
+    }
+    assert places["--sets"] == "two-stage-ips"
+    assert places["--pairs"] == "pg-ret"
+    assert places["--relevance.oracle"] == "relevance options"
+    assert places["--profile"] == "the run directory, several runs, several processes"
+    assert [option for option, title in places.items() if title == "options"] == ["--json"]
+    assert len(places) > len(TrainConfig.model_fields)
