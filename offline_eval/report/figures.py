@@ -14,6 +14,8 @@ from cycler import cycler
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from offline_eval.reproduce.plots import save
+
 mpl.use("Agg")
 
 INK = "#010203"
@@ -76,10 +78,5 @@ def inline_svg(chart: Chart) -> str:
 def write_files(chart: Chart, directory: Path) -> list[Path]:
     """Write the chart as SVG and PDF, black on white; give the files."""
     directory.mkdir(parents=True, exist_ok=True)
-    paths = [directory / f"{chart.name}.{suffix}" for suffix in ("svg", "pdf")]
     with plt.style.context([SERIES, {"svg.hashsalt": chart.name, "svg.fonttype": "none"}]):
-        figure = chart.draw()
-        for path in paths:
-            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else {"CreationDate": None})
-        plt.close(figure)
-    return paths
+        return save(chart.draw(), directory / chart.name, ("svg", "pdf"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -20,6 +21,9 @@ mpl.rcParams["svg.hashsalt"] = "offline_eval"  # the same data, the same file
 
 DPI = 110
 
+UNDATED: Mapping[str, dict[str, Any]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+"""Ending -> what leaves the moment out."""
+
 
 def endings(is_pdf_wanted: bool) -> tuple[str, ...]:
     """The formats of a figure."""
@@ -27,11 +31,10 @@ def endings(is_pdf_wanted: bool) -> tuple[str, ...]:
 
 
 def save(figure: Figure, path: Path, formats: Sequence[str]) -> list[Path]:
-    """Write a figure as `path` with each ending, and close it."""
+    """Write a figure as `path` with each ending, the same bytes whenever it is drawn, and close it."""
     paths = [path.with_suffix(f".{ending}") for ending in formats]
     for written in paths:
-        metadata = {"Date": None} if written.suffix == ".svg" else {}
-        figure.savefig(written, dpi=DPI, metadata=metadata)
+        figure.savefig(written, dpi=DPI, metadata=UNDATED.get(written.suffix))
     plt.close(figure)
     return paths
 
