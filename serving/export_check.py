@@ -1,9 +1,12 @@
 """The check before a bundle is published: what torch picks, and what ONNX Runtime and FAISS do, is the policy's.
 
-Axes: B batch, M experts, N items, K candidates.
+The catalogue goes by in float64 some items at a time, so that the check holds no table and no logits of all items.
+
+Axes: B batch, M experts, N items, D embedding dimension, K candidates, J items at hand.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,15 +17,14 @@ from esr_trainer.policy import greedy_candidates
 from esr_trainer.quotas import expert_of_position
 from esr_trainer.towers import EarlyStageRanker, Tower
 from serving import bundle
-from serving.export_tower import ExportedTower
 from serving.retriever import Retriever
 
 NUM_CHECKED = 512
 """Contexts whose candidates are compared before a bundle is published, spread evenly."""
 CHECKED_LOGITS = 50_000_000
-"""The most logits that the comparison holds, in float64."""
+"""The most logits that the comparison works out."""
 CHUNK = 4096
-"""Rows that a tower embeds at once in float64: the rows of a long text's n-grams are many numbers."""
+"""Items at hand."""
 TIE = 1e-5
 """Items whose float64 logits differ by less may swap."""
 
@@ -36,49 +38,85 @@ def check_served_is_trained(directory: Path, version: int, policy: EarlyStageRan
     retriever = Retriever(bundle.load_bundle(directory, version))
     retriever.check_golden_queries()
     manifest = retriever.bundle.manifest
-    most = CHECKED_LOGITS // (manifest.num_experts * manifest.num_items)
-    rows = spread(manifest.num_contexts, max(1, min(NUM_CHECKED, most)))
+    rows = spread(manifest.num_contexts, min(NUM_CHECKED, num_checked(policy)))
     checked = {"torch": greedy_candidates(policy(rows), num_candidates)}
     if retriever.bundle.index.is_exact:  # what another kind misses was measured
         served = retriever.bundle.index.pick(retriever.contexts.embed(rows.numpy()), num_candidates)
         checked["ONNX Runtime and FAISS"] = torch.from_numpy(np.stack([one.rows for one in served]))
-    logits = float64_logits(policy, rows)
+    best = best_items(policy, rows, num_candidates)
     for name, candidates in checked.items():
-        regret = float(greedy_regret(logits, candidates).max())
+        regret = float(greedy_regret(best, logits_of(policy, rows, candidates), candidates).max())
         if regret > TIE:
             raise UsageError(
                 f"export: candidates of {name} are not the policy's: a logit is {regret:.2g} below the best"
             )
 
 
-def float64_logits(policy: EarlyStageRanker, rows: Tensor) -> Tensor:
-    """A policy's logits in float64, which torchrec's pooling cannot: (B,) -> (B, M, N)."""
-
-    def embed(tower: Tower, rows: Tensor) -> Tensor:
-        exact = ExportedTower(tower).double()
-        bags = [torch.from_numpy(bags) for bags in tower.features.bags.values()]
-        return torch.cat([exact(*(bag[chunk] for bag in bags)) for chunk in torch.split(rows, CHUNK)])
-
-    items = embed(policy.item_tower, torch.arange(len(policy.item_tower.features.ids)))
-    return torch.einsum("bmd,nmd->bmn", embed(policy.context_tower, rows), items) / policy.temperature
+def num_checked(policy: EarlyStageRanker) -> int:
+    """Contexts of CHECKED_LOGITS, at least one."""
+    tower = policy.item_tower
+    return max(1, CHECKED_LOGITS // (tower.shape[1] * len(tower.features.ids)))
 
 
-def greedy_regret(logits: Tensor, candidates: Tensor) -> Tensor:
+class Best(NamedTuple):
+    """Each expert's best items, (B, M, K) each."""
+
+    logits: Tensor
+    """float64."""
+    items: Tensor
+
+
+def best_items(policy: EarlyStageRanker, contexts: Tensor, num_candidates: int) -> Best:
+    """Each expert's best K of the catalogue, (B,) -> (B, M, K): enough, whatever K - 1 items other positions took."""
+    queries = in_float64(policy.context_tower, contexts) / policy.temperature
+    best = Best(queries[..., :0], contexts.new_empty((*queries.shape[:2], 0)))
+    for chunk in torch.split(torch.arange(len(policy.item_tower.features.ids)), CHUNK):
+        logits = torch.einsum("bmd,nmd->bmn", queries, in_float64(policy.item_tower, chunk))
+        logits = torch.cat([best.logits, logits], dim=2)
+        items = torch.cat([best.items, chunk.expand(*queries.shape[:2], -1)], dim=2)
+        first = logits.topk(min(num_candidates, logits.shape[2]))
+        best = Best(first.values, items.gather(2, first.indices))
+    return best
+
+
+def logits_of(policy: EarlyStageRanker, contexts: Tensor, candidates: Tensor) -> Tensor:
+    """The float64 logits of candidates, each its own position's expert's: (B,), (B, K) -> (B, K)."""
+    expert = expert_of_position(candidates.shape[1], policy.item_tower.shape[1])
+    queries = in_float64(policy.context_tower, contexts)[:, expert] / policy.temperature  # (B, K, D)
+    items = in_float64(policy.item_tower, candidates.flatten())[
+        torch.arange(candidates.numel()), expert * len(candidates)
+    ]
+    logits: Tensor = torch.linalg.vecdot(queries, items.view_as(queries))
+    return logits
+
+
+def in_float64(tower: Tower, rows: Tensor) -> Tensor:
+    """Embeddings of rows, pooled in float64, which torchrec's pooling cannot: (B,) -> (B, M, D)."""
+    total = torch.zeros((), dtype=torch.float64)
+    for table, bags in zip(tower.weights().values(), tower.features.bags.values(), strict=True):
+        bag = torch.from_numpy(bags)[rows]  # (B, P), -1 pads
+        present = bag >= 0
+        pooled = table.detach()[bag.clamp(min=0)].double().mul_(present[..., None]).sum(dim=1)
+        total = total + pooled / present.sum(dim=1, keepdim=True).clamp(min=1)
+    return total.view(-1, *tower.shape[1:])
+
+
+def greedy_regret(best: Best, picked: Tensor, candidates: Tensor) -> Tensor:
     """How far each position's item is below the best item that its expert could have taken there.
 
     Args:
-        logits: (B, M, N), float64.
+        best: of the catalogue.
+        picked: the candidates' logits, (B, K).
         candidates: (B, K), distinct items.
 
     Returns:
         (B, K), 0 where the pick is greedy.
     """
-    logits = logits.detach().clone()
-    regret = torch.empty(candidates.shape, dtype=logits.dtype)
-    for position, expert in enumerate(expert_of_position(candidates.shape[1], logits.shape[1])):
-        item = candidates[:, position, None]
-        regret[:, position] = logits[:, expert].amax(dim=1) - logits[:, expert].gather(1, item)[:, 0]
-        logits.scatter_(2, item[:, None].expand(-1, logits.shape[1], -1), -torch.inf)
+    free = best.logits.clone()
+    regret = torch.empty_like(picked)
+    for position, expert in enumerate(expert_of_position(candidates.shape[1], free.shape[1])):
+        regret[:, position] = free[:, expert].amax(dim=1) - picked[:, position]
+        free[best.items == candidates[:, None, position, None]] = -torch.inf
     return regret
 
 

@@ -21,7 +21,7 @@ from offline_eval.replay.list_measures import share_found
 from serving.bundle import MANIFEST, published_versions
 from serving.errors import ServingError
 from serving.export import export
-from serving.export_check import CHECKED_LOGITS, float64_logits, greedy_regret
+from serving.export_check import best_items, greedy_regret, logits_of, num_checked
 from serving.query import Query
 from serving.retriever import Retriever
 
@@ -118,13 +118,11 @@ def largest_regret(policy: EarlyStageRanker, trained: Tensor, served: Tensor) ->
         served: (C, K).
     """
     differing = (trained != served).any(dim=1).nonzero()[:, 0]
-    num_experts, num_items = policy.context_tower.shape[1], len(policy.item_tower.features.ids)
-    most = max(1, min(CHUNK, CHECKED_LOGITS // (num_experts * num_items)))
-    regrets = [
-        float(greedy_regret(float64_logits(policy, rows), served[rows]).max())
-        for rows in torch.split(differing, most)
-        if len(rows)
-    ]
+    regrets = []
+    for rows in torch.split(differing, min(CHUNK, num_checked(policy))) if len(differing) else ():
+        picked = logits_of(policy, rows, served[rows])
+        best = best_items(policy, rows, served.shape[1])
+        regrets.append(float(greedy_regret(best, picked, served[rows]).max()))
     return max(regrets, default=0.0)
 
 

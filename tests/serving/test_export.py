@@ -11,13 +11,14 @@ from esr_trainer.checkpoint import Checkpoint, checkpoints
 from esr_trainer.command_line import UsageError, main
 from esr_trainer.features import id_features, read_features
 from esr_trainer.policy import greedy_candidates
+from esr_trainer.quotas import expert_of_position
 from esr_trainer.towers import EarlyStageRanker
 from esr_trainer.whole_directory import TEMPORARY, sha256, sole_writer
 from serving import export as exporting
 from serving.__main__ import Serving
 from serving.bundle import REQUIRED
 from serving.export import export
-from serving.export_check import greedy_regret
+from serving.export_check import Best, best_items, greedy_regret, logits_of
 from serving.export_tower import ExportedTower, write_tower
 from serving.index_building import BuiltIndex, write_index
 from serving.retriever import Retriever
@@ -43,11 +44,11 @@ def test_served_candidates_are_the_policys_position_by_position(
     rows = np.arange(200)
     picked = retriever.bundle.index.pick(retriever.contexts.embed(rows), num_candidates)
     served, scores = np.stack([one.rows for one in picked]), np.stack([one.scores for one in picked])
-    policy = Checkpoint(trained_run).policy().double()
+    policy, contexts, candidates = Checkpoint(trained_run).policy(), torch.from_numpy(rows), torch.from_numpy(served)
+    best = best_items(policy, contexts, num_candidates)
+    assert float(greedy_regret(best, logits_of(policy, contexts, candidates), candidates).max()) < 1e-5
     with torch.no_grad():
-        logits = policy(torch.from_numpy(rows))
-    assert float(greedy_regret(logits, torch.from_numpy(served)).max()) < 1e-5
-    trained = greedy_candidates(logits, num_candidates)
+        trained = greedy_candidates(policy.double()(contexts), num_candidates)
     if num_candidates <= 10:  # float32 may swap ties further down
         assert (trained.numpy() == served).mean() > 0.99
     assert all(len(set(row)) == num_candidates for row in served.tolist())
@@ -62,9 +63,23 @@ def test_contexts_of_other_rows_are_answered_otherwise(bundles: Path) -> None:
 
 def test_regret_sees_a_pick_that_is_not_greedy() -> None:
     logits = torch.tensor([[[3.0, 2, 1, 0], [0, 1, 2, 3]]], dtype=torch.float64)
-    assert greedy_regret(logits, torch.tensor([[0, 3]])).tolist() == [[0, 0]]
-    assert greedy_regret(logits, torch.tensor([[1, 3]])).tolist() == [[1, 0]]
-    assert greedy_regret(logits, torch.tensor([[0, 2]])).tolist() == [[0, 1]]
+    best = Best(*logits.topk(2))
+    for picked, wanted in (([0, 3], [0, 0]), ([1, 3], [1, 0]), ([0, 2], [0, 1])):
+        regret = greedy_regret(best, logits[0, [0, 1], picked][None], torch.tensor([picked]))
+        assert regret.tolist() == [wanted]
+
+
+def test_the_check_goes_through_the_catalogue_in_float64(trained_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serving.export_check.CHUNK", 300)  # of 1,000
+    policy, contexts = Checkpoint(trained_run).policy(), torch.arange(20)
+    best, candidates = best_items(policy, contexts, 12), torch.randperm(1000)[:240].view(20, 12)
+    picked = logits_of(policy, contexts, candidates)
+    with torch.no_grad():
+        logits = policy.double()(contexts)
+    torch.testing.assert_close(best.logits, logits.topk(12).values)
+    torch.testing.assert_close(logits.gather(2, best.items), best.logits)
+    expert = torch.tensor(expert_of_position(12, logits.shape[1]))
+    torch.testing.assert_close(picked, logits[torch.arange(20)[:, None], expert, candidates])
 
 
 def test_exported_towers_with_features_give_torchs_embeddings(tmp_path: Path) -> None:
