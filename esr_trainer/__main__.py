@@ -39,8 +39,8 @@ class Train(TrainConfig, Command):
     own."""
     sharding: ShardingName = "auto"
     """Where the tables' rows live under torchrun: in blocks of rows, a table with one process, all rows everywhere, or
-    as torchrec's planner decides. The result is the same; a run may go on with another, and on more or fewer
-    processes."""
+    as torchrec's planner decides; a sampled catalogue lives in blocks, and other numbers of processes sample otherwise.
+    Else the result is the same; a run may go on with another, and on more or fewer processes."""
     profile: CliToggleFlag[bool] = False
     """Profile ten steps after the first ten: a trace in the (first) run directory, the costliest operations on stderr;
     the result stays the same."""

@@ -25,8 +25,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from esr_trainer.policy import gumbel
-from esr_trainer.quotas import quotas
+from esr_trainer.policy import gumbel, in_turn
 
 SMALLEST = 2.0**-24
 """What takes the place of a uniform draw of exactly 0, whose item would come before all others."""
@@ -107,28 +106,38 @@ def lazy_candidates(
     Returns:
         Items, (B, K), in the order of the positions.
     """
-    of_head = logits.own(head.items)
-    taken = head.items[:, :0]
-    for expert, quota in enumerate(quotas(num_candidates, of_head.shape[1])):
+    return in_turn(*lazy_races(logits, head, num_items, num_candidates, share, generator), num_candidates)
+
+
+def lazy_races(
+    logits: ItemLogits, head: Head, num_items: int, num_candidates: int, share: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Every expert's own race over the catalogue; arguments as of `lazy_candidates`.
+
+    Returns:
+        The keys of its first K, falling, and their items, (B, M, K) each; -inf and any item where fewer were early.
+    """
+    raced = []
+    for expert, rates in enumerate(logits.own(head.items).unbind(dim=1)):
         tail = early(num_items, share, generator)
         of_tail = logits.shared(tail, expert)
         noise = torch.rand(of_tail.shape, generator=generator, dtype=of_tail.dtype)
         late = noise.clamp_(min=SMALLEST).mul_(-share).log1p_().neg_().log_()  # log E
-        keys = without(of_tail - late, tail, torch.cat([head.items, taken], dim=1))
-        rates = of_head[:, expert]
-        of_own = rates + gumbel(rates.shape, rates, generator)
-        of_own = of_own.masked_fill(~head.is_there | is_among(head.items, taken), -torch.inf)
-        first = torch.cat([of_own, keys], dim=1).topk(quota).indices
-        taken = torch.cat([taken, items_at(first, head, tail)], dim=1)
-    return taken
+        of_own = (rates + gumbel(rates.shape, rates, generator)).masked_fill(~head.is_there, -torch.inf)
+        keys = torch.cat([of_own, without(of_tail - late, tail, head.items)], dim=1)
+        room = max(0, num_candidates - keys.shape[1])
+        first = torch.nn.functional.pad(keys, (0, room), value=-torch.inf).topk(num_candidates)
+        raced.append((first.values, items_at(first.indices, head, tail)))
+    keys, items = (torch.stack(parts, dim=1) for parts in zip(*raced, strict=True))
+    return keys, items
 
 
 def items_at(columns: Tensor, head: Head, tail: Tensor) -> Tensor:
-    """The items of columns of a head and then a tail: (B, K), (J,) -> (B, K)."""
+    """The items of columns of a head and then a tail, any of one behind: (B, K), (J,) -> (B, K)."""
     width = head.items.shape[1]
     of_head = head.items.gather(1, columns.clamp(max=width - 1))
     padded = torch.cat([tail, tail.new_zeros(1)])  # a tail can be empty
-    return of_head.where(columns < width, padded[(columns - width).clamp(min=0)])
+    return of_head.where(columns < width, padded[(columns - width).clamp(0, len(tail))])
 
 
 def is_among(items: Tensor, others: Tensor) -> Tensor:
@@ -161,16 +170,15 @@ def columns_of(head: Head, candidates: Tensor, num_items: int, size: int, genera
 
     Args:
         head: H items of each.
-        candidates: (B, K).
+        candidates: (B, K); -1 for one that is of another part of the catalogue, whose column stands for nothing.
         num_items: N.
         size: S of the tail; N if that is less.
         generator: the source of the tail.
     """
     tail = distinct(num_items, min(size, num_items), generator)
-    own = torch.cat([head.items, candidates], dim=1)
-    is_there = torch.cat(
-        [head.is_there & ~is_among(head.items, candidates), torch.ones_like(candidates, dtype=torch.bool)], dim=1
-    )
+    is_here = candidates >= 0
+    own = torch.cat([head.items, candidates.where(is_here, head.items[:, :1])], dim=1)
+    is_there = torch.cat([head.is_there & ~is_among(head.items, candidates), is_here], dim=1)
     of_own = torch.zeros(own.shape).masked_fill_(~is_there, -torch.inf)
     of_tail = without(torch.zeros(len(own), len(tail)), tail, own)
     num_left = of_tail.isfinite().sum(dim=1, keepdim=True).clamp_(min=1)

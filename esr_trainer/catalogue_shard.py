@@ -2,16 +2,17 @@
 
 What the estimators need of all items is reduced over the processes: sums and maxima, the top K of everybody's top K,
 and single items from who has them. Noise is drawn block by block from seeds that all share, so that a run draws the
-same whatever the number of processes.
+same whatever the number of processes. Columns that stand for a catalogue are reduced in the same way.
 
-Axes: B batch, M experts, N items, H of them here, J any items, K candidates, W processes.
+Axes: B batch, M experts, N items or columns, H of them here, J any items, K candidates, W processes.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from esr_trainer.policy import gumbel
-from esr_trainer.quotas import quotas
+from esr_trainer.policy import gumbel, in_turn
 from esr_trainer.ranks import Ranks
 
 NOISE_BLOCK = 256
@@ -21,14 +22,20 @@ AS_WIDE = {torch.float32: torch.int32, torch.float64: torch.int64}
 """Integers that travel as the bits of a logit."""
 
 
-class CatalogueShard:
-    """The items of this process, and what the others answer for theirs; see `esr_trainer.shards`."""
+class Part:
+    """Consecutive items of this process, and what the others answer for theirs; see `esr_trainer.shards`."""
 
-    def __init__(self, num_items: int, ranks: Ranks) -> None:
-        self.num_items = num_items
-        self.ranks = ranks
-        self.blocks = blocks_of(num_items, ranks.count)
-        self.first, self.last = self.blocks[ranks.index].start, self.blocks[ranks.index].stop
+    def __init__(self, widths: Sequence[int], ranks: Ranks) -> None:
+        """Divide items by how many each process has, W."""
+        self.widths, self.ranks = widths, ranks
+        self.num_items = sum(widths)
+        self.first = sum(widths[: ranks.index])
+        self.last = self.first + widths[ranks.index]
+
+    @property
+    def num_here(self) -> int:
+        """H."""
+        return self.widths[self.ranks.index]
 
     def max(self, parts: Tensor) -> Tensor:
         """The largest over all processes."""
@@ -41,7 +48,8 @@ class CatalogueShard:
     def pick(self, logits: Tensor, items: Tensor) -> Tensor:
         """Each item's logits from the process that has it; their gradient goes there."""
         is_here, index = self.place(items)
-        own = logits.gather(2, index[:, None].expand(-1, logits.shape[1], -1)) * is_here[:, None]
+        picked = logits.gather(2, index[:, None].expand(-1, logits.shape[1], -1))
+        own = picked.masked_fill(~is_here[:, None], 0.0)
         return own + (self.ranks.sum(own) - own.detach())
 
     def add(self, target: Tensor, items: Tensor, values: Tensor) -> Tensor:
@@ -57,10 +65,10 @@ class CatalogueShard:
         return logits.masked_fill(is_gone[:, None] > 0, -torch.inf)
 
     def whole(self, part: Tensor) -> Tensor:
-        """Everybody's items, one block after the other."""
-        room = len(self.blocks[0]) - part.shape[-1]
+        """Everybody's items, one part after the other."""
+        room = max(self.widths) - part.shape[-1]
         parts = self.ranks.gather(torch.nn.functional.pad(part, (0, room)))
-        return torch.cat(parts, dim=-1)[..., : self.num_items]
+        return torch.cat([one[..., :width] for one, width in zip(parts, self.widths, strict=True)], dim=-1)
 
     def own(self, whole: Tensor) -> Tensor:
         """The items that are here."""
@@ -69,30 +77,37 @@ class CatalogueShard:
     def place(self, items: Tensor) -> tuple[Tensor, Tensor]:
         """Which of some items are here, and where: of one that is not, an index of no meaning."""
         index = items - self.first
-        is_here = (index >= 0) & (index < self.last - self.first)
+        is_here = (index >= 0) & (index < self.num_here)
         return is_here, index.where(is_here, 0)
 
+
+class CatalogueShard(Part):
+    """The items of this process."""
+
+    def __init__(self, num_items: int, ranks: Ranks) -> None:
+        super().__init__([len(block) for block in blocks_of(num_items, ranks.count)], ranks)
+
     def greedy(self, logits: Tensor, num_candidates: int) -> Tensor:
-        """Expert by expert, the best items that no earlier expert took: (B, M, H) -> (B, K), the same everywhere.
+        """Expert by expert, the best items that no earlier expert took: (B, M, H) -> (B, K), the same everywhere."""
+        best = logits.topk(min(num_candidates, logits.shape[2]))
+        return self.first_of_all(best.values, best.indices, num_candidates)
 
-        Whatever earlier experts took, an expert's picks are among its K best of all, so among its K best here.
+    def first_of_all(self, keys: Tensor, places: Tensor, num_candidates: int) -> Tensor:
+        """The candidates by every process's K best of each expert, or all that it has, in one message.
+
+        Args:
+            keys: what the items go by, (B, M, J) with J at most K.
+            places: where they are here, (B, M, J).
+            num_candidates: K.
+
+        Returns:
+            Items, (B, K), the same everywhere.
         """
-        keys, items = self.best(logits, num_candidates)
-        picks = items.new_empty((len(items), 0))
-        for expert, quota in enumerate(quotas(num_candidates, logits.shape[1])):
-            is_taken = (items[:, expert, :, None] == picks[:, None]).any(dim=2)
-            place = keys[:, expert].masked_fill(is_taken, -torch.inf).topk(quota).indices
-            picks = torch.cat([picks, items[:, expert].gather(1, place)], dim=1)
-        return picks
-
-    def best(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Every expert's best items of each process: (B, M, H) -> keys and items, (B, M, W * count) each."""
-        here = logits.topk(min(count, logits.shape[2]))
-        room = min(count, len(self.blocks[0])) - here.values.shape[2]
-        keys = torch.nn.functional.pad(here.values, (0, room), value=-torch.inf)
-        items = torch.nn.functional.pad(here.indices + self.first, (0, room)).to(AS_WIDE[keys.dtype])
-        both = torch.cat(self.ranks.gather(torch.stack([keys, items.view(keys.dtype)])), dim=3)  # in one message
-        return both[0], both[1].contiguous().view(items.dtype).long()
+        room = num_candidates - keys.shape[2]
+        keys = torch.nn.functional.pad(keys, (0, room), value=-torch.inf)
+        items = torch.nn.functional.pad(places + self.first, (0, room)).to(AS_WIDE[keys.dtype])
+        both = torch.cat(self.ranks.gather(torch.stack([keys, items.view(keys.dtype)])), dim=3)
+        return in_turn(both[0], both[1].contiguous().view(items.dtype).long(), num_candidates)
 
     def gumbel(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """Noise of the items that are here, (B, M, H); of the generator only the blocks' seeds are drawn."""
@@ -106,6 +121,23 @@ class CatalogueShard:
             low, high = max(start, self.first), min(start + NOISE_BLOCK, self.last)
             noise[..., low - self.first : high - self.first] = drawn[..., low - start : high - start]
         return noise
+
+
+class ColumnShard(Part):
+    """Columns that stand for the items of each process, those of the candidates among them, by position.
+
+    Every process has a column for every candidate; it counts where the item is.
+    """
+
+    def __init__(self, widths: Sequence[int], first_candidate: int, is_here: Tensor, ranks: Ranks) -> None:
+        """Take the number of columns of each process, W, the candidates' first, and whose item is here, (B, K)."""
+        super().__init__(widths, ranks)
+        self.first_candidate = first_candidate
+        self.is_here = is_here
+
+    def place(self, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of some positions' items are here, and their columns."""
+        return self.is_here.gather(1, items), items + self.first_candidate
 
 
 def blocks_of(count: int, num_processes: int) -> list[range]:

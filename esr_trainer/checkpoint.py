@@ -22,7 +22,7 @@ from esr_trainer.command_line import Options, UsageError
 from esr_trainer.config import TrainConfig
 from esr_trainer.features import Features, load_features, save_features
 from esr_trainer.ranker_files import RANKER_FILES, RankerFile
-from esr_trainer.table_pieces import read_into, shapes_in
+from esr_trainer.table_pieces import read_into, tensors_in
 from esr_trainer.towers import EarlyStageRanker
 from esr_trainer.whole_directory import numbered, remove_whole, sha256, written_whole
 
@@ -116,7 +116,8 @@ class Checkpoint:
         """The optimizer's tensors, by `<parameter>.<name>`."""
         if not self.is_in_pieces:
             return load_file(self.directory / "optimizer.safetensors")
-        state = {name: torch.empty(shape) for name, shape in shapes_in(self.directory).items() if is_moment(name)}
+        there = tensors_in(self.directory)
+        state = {name: torch.empty_like(one, device="cpu") for name, one in there.items() if is_moment(name)}
         read_into(self.directory, state)
         return state
 

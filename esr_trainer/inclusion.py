@@ -93,7 +93,7 @@ class _LogStoppingTimes(torch.autograd.Function):
                 hard, size = ~is_solved, sizes[expert]
                 every = shards.whole(logits[hard, : expert + 1].double())
                 exposure = (every[:, :expert] + times[hard, :expert, None]).exp_().sum(dim=1) if expert else None
-                wanted = Arrivals(taken - size, size, None if log_weight is None else log_weight[hard].double())
+                wanted = Arrivals(taken - size, size, weights_of(log_weight, hard, shards))
                 solution = polish(every[:, expert], exposure, times[hard, expert], wanted)
                 times[hard, expert] = solution
                 arrivals[expert, hard] = (rates[hard] + solution[:, None].to(rates.dtype)).exp_()
@@ -122,10 +122,15 @@ class _LogStoppingTimes(torch.autograd.Function):
             result = torch.cat([result, torch.zeros_like(logits[:, num_races:])], dim=1)
         if not is_easy.all():
             hard = ~is_easy
-            of_hard = None if log_weight is None else log_weight[hard]
-            every = hard_gradient(ctx.shards.whole(logits[hard]), times[hard], gradient[hard], of_hard)
+            weights = weights_of(log_weight, hard, ctx.shards)
+            every = hard_gradient(ctx.shards.whole(logits[hard]), times[hard], gradient[hard], weights)
             result[hard] = ctx.shards.own(every).to(result.dtype)
         return result, None, None, None
+
+
+def weights_of(log_weight: Tensor | None, contexts: Tensor, shards: Shards) -> Tensor | None:
+    """log of how many items everybody's columns stand for in some of the contexts, float64; None for one item each."""
+    return None if log_weight is None else shards.whole(log_weight[contexts].double())
 
 
 def solve(rates: Tensor, left: Tensor | None, size: int, out: Tensor, shards: Shards = WHOLE) -> tuple[Tensor, Tensor]:

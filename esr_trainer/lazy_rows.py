@@ -22,14 +22,19 @@ def rows_of(tower: Tower, rows: Tensor) -> Tensor:
     """Embeddings of some rows, whose gradient reaches only the table rows used: (U,) distinct -> (U, M, D)."""
     tables = tower.weights()
     if list(tables) == [ID]:
-        found: Tensor = _Rows.apply(tables[ID], rows)  # type: ignore[no-untyped-call]
-        return found.view(-1, *tower.shape[1:])
+        return table_rows(tables[ID], rows).view(-1, *tower.shape[1:])
     bags = jagged(tower.features, rows).to_dict()
     pooled = [
         embedding_bag(bags[name].values(), table, bags[name].offsets()[:-1], mode="mean", sparse=True)
         for name, table in tables.items()
     ]
     return torch.stack(pooled).view(len(pooled), -1, *tower.shape[1:]).sum(dim=0)
+
+
+def table_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a table, whose gradient reaches no others: (V, D), (U,) distinct -> (U, D)."""
+    found: Tensor = _Rows.apply(table, rows)  # type: ignore[no-untyped-call]
+    return found
 
 
 def pick(values: Tensor, place: Tensor) -> Tensor:
@@ -93,7 +98,7 @@ class LazyAdam(RowOptimizer):
         state = self.state[table]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.int64)
-            state["used"] = torch.zeros(len(table), dtype=torch.int64)  # the step of a row's last gradient
+            state["used"] = table.new_zeros(len(table))  # the step of a row's last gradient
             state["exp_avg_sq"] = torch.zeros_like(table)
         state["step"] += 1
         kept = BETA ** (state["step"] - state["used"].index_select(0, rows)).to(gradient.dtype)

@@ -8,12 +8,13 @@ all shards, the gradient is of the items that are here, since every process sees
 Axes: B batch, M experts, N items or what stands for them, J any items.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from esr_trainer.shards import Logits, Shards, in_one_piece, parts_of
+from esr_trainer.shards import Logits, ShardedLogits, Shards, parts_of
 
 WIDEST = 600.0
 """Logits of taken items further than this below the largest count as this far: e^-600 is still a float64."""
@@ -54,7 +55,8 @@ def taken_and_left(logits: Logits, taken: Tensor) -> tuple[Tensor, Tensor]:
 def entropy(logits: Logits, log_weight: Tensor | None = None) -> Tensor:
     """Entropy of every expert's softmax, H = -sum_a p(a) log p(a): log N when uniform, 0 when one item takes all.
 
-    Its gradient by f(a) is -p(a) (log p(a) + H). With weights H = log Z - sum_a w(a) e^f(a) f(a) / Z.
+    With weights it is that of the items which the columns stand for, p = w e^f / Z: H = log Z - sum_a p(a) f(a), whose
+    gradient by f(a) is -p(a) (f(a) - log Z + H).
 
     Args:
         logits: (B, M, N).
@@ -63,19 +65,18 @@ def entropy(logits: Logits, log_weight: Tensor | None = None) -> Tensor:
     Returns:
         (B, M).
     """
-    if log_weight is not None:
-        columns = in_one_piece(logits)
-        share = columns + log_weight[:, None]
-        mean: Tensor = torch.linalg.vecdot(share.softmax(dim=2), columns)
-        return share.logsumexp(dim=2) - mean
     parts = parts_of(logits)
-    found: Tensor = _Entropy.apply(parts.here, parts.shards)  # type: ignore[no-untyped-call]
+    found: Tensor = _Entropy.apply(parts.here, log_weight, parts.shards)  # type: ignore[no-untyped-call]
     return found
 
 
 def weighed(logits: Logits, log_weight: Tensor | None) -> Logits:
     """Logits whose exponentials are worth w e^f: (B, M, N), log w (B, N) or None for 1 -> (B, M, N)."""
-    return logits if log_weight is None else in_one_piece(logits) + log_weight[:, None]
+    if log_weight is None:
+        return logits
+    if isinstance(logits, ShardedLogits):
+        return replace(logits, here=logits.here + log_weight[:, None])
+    return logits + log_weight[:, None]
 
 
 class _LogSoftmaxOf(torch.autograd.Function):
@@ -98,19 +99,20 @@ class _LogSoftmaxOf(torch.autograd.Function):
 
 class _Entropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, shards: Shards) -> Tensor:
-        lead = logits - shards.max(logits.amax(dim=2, keepdim=True))
-        weights = lead.exp()
+    def forward(ctx: Any, logits: Tensor, log_weight: Tensor | None, shards: Shards) -> Tensor:
+        weights = logits if log_weight is None else logits + log_weight[:, None]
+        largest = shards.max(weights.amax(dim=2, keepdim=True))
+        lead, weights = logits - largest, (weights - largest).exp_()
         total, weighted = shards.sum(weights.sum(dim=2), torch.linalg.vecdot(weights, lead))
         mean = weighted / total
         ctx.save_for_backward(lead, weights, total, mean)
         return total.log() - mean
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         lead, weights, total, mean = ctx.saved_tensors
         (gradient,) = gradients
-        return (lead - mean[:, :, None]).mul_(weights).mul_(-(gradient / total)[:, :, None]), None
+        return (lead - mean[:, :, None]).mul_(weights).mul_(-(gradient / total)[:, :, None]), None, None
 
 
 class _TakenAndLeft(torch.autograd.Function):

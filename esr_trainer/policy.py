@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from esr_trainer.quotas import quotas
-from esr_trainer.shards import Logits, ShardedLogits
+from esr_trainer.shards import Logits, ShardedCatalogue, in_one_piece
 
 
 def gumbel(shape: torch.Size, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -30,9 +30,9 @@ def greedy_candidates(logits: Logits, num_candidates: int) -> Tensor:
     Returns:
         Items, (B, K), in expert order and by falling logit within an expert.
     """
-    if isinstance(logits, ShardedLogits):
+    if isinstance(logits, ShardedCatalogue):
         return logits.shards.greedy(logits.here, num_candidates)
-    num_experts = logits.shape[1]
+    logits, num_experts = in_one_piece(logits), logits.shape[1]
     if num_experts == 1:
         return logits[:, 0].topk(num_candidates).indices
     picks: list[Tensor] = []
@@ -42,6 +42,19 @@ def greedy_candidates(logits: Logits, num_candidates: int) -> Tensor:
             keys = keys.scatter(1, torch.cat(picks, dim=1), -torch.inf)
         picks.append(keys.topk(quota).indices)
     return torch.cat(picks, dim=1)
+
+
+def in_turn(keys: Tensor, items: Tensor, num_candidates: int) -> Tensor:
+    """`greedy_candidates` of some items of each expert's own, its K best of all among them: (B, M, J) twice -> (B, K).
+
+    Whatever earlier experts take, an expert's picks are among its K best.
+    """
+    picks = items.new_empty((len(items), 0))
+    for expert, quota in enumerate(quotas(num_candidates, items.shape[1])):
+        is_taken = (items[:, expert, :, None] == picks[:, None]).any(dim=2)
+        place = keys[:, expert].masked_fill(is_taken, -torch.inf).topk(quota).indices
+        picks = torch.cat([picks, items[:, expert].gather(1, place)], dim=1)
+    return picks
 
 
 def sample_candidates(logits: Logits, num_candidates: int, generator: torch.Generator) -> Tensor:
@@ -57,9 +70,9 @@ def sample_candidates(logits: Logits, num_candidates: int, generator: torch.Gene
     Returns:
         Items, (B, K), in the order of the positions.
     """
-    logits = logits.detach()
-    if isinstance(logits, ShardedLogits):
+    if isinstance(logits, ShardedCatalogue):
         noise = logits.shards.gumbel(logits.here, generator)
-        return logits.shards.greedy(noise.add_(logits.here), num_candidates)
+        return logits.shards.greedy(noise.add_(logits.here.detach()), num_candidates)
+    logits = in_one_piece(logits).detach()
     noise = gumbel(logits.shape, logits, generator)
     return greedy_candidates(noise.add_(logits), num_candidates)

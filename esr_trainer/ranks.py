@@ -27,7 +27,7 @@ Told = TypeVar("Told")
 
 
 class Ranks:
-    """This process among those of a run; every method but `is_first` is called by all of them, in the same order."""
+    """This process among those of a run; what they say to each other all of them say, in the same order."""
 
     def __init__(self, device: str) -> None:
         self.index = dist.get_rank()
@@ -38,6 +38,14 @@ class Ranks:
     def is_first(self) -> bool:
         """Whether this is the one that writes and prints."""
         return self.index == 0
+
+    def mine(self, name: str) -> str:
+        """A name that no other process has, nor one of another number of processes."""
+        return f"{self.index}_of_{self.count}_{name}"
+
+    def is_mine(self, name: str) -> bool:
+        """Whether `mine` gave it."""
+        return name.startswith(self.mine(""))
 
     def sum(self, part: Tensor) -> Tensor:
         """The sum of the parts; the same bits everywhere."""

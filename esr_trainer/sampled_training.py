@@ -10,6 +10,7 @@ Axes: B batch, M experts, N items, H head, K candidates, S tail, J any items, D 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, NamedTuple, Self
 
 import faiss
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor
 
 from esr_trainer.catalogue_index import CatalogueIndex
-from esr_trainer.catalogue_sample import Columns, columns_of, head_of, is_among, lazy_candidates
+from esr_trainer.catalogue_sample import Columns, columns_of, head_of, lazy_candidates
+from esr_trainer.config import TrainConfig
 from esr_trainer.interaction import show, side_by_side
 from esr_trainer.lazy_rows import LAZY_OPTIMIZERS, pick, rows_of
+from esr_trainer.policy import in_turn
 from esr_trainer.policy_value import System, replay
-from esr_trainer.quotas import quotas
 from esr_trainer.towers import EarlyStageRanker, Tower
 from esr_trainer.training import Place, Played, Trainer
 
@@ -50,18 +52,18 @@ class SampledTrainer(Trainer):
         """One round."""
         config, num_items, draws = self.config, self.world.num_items, self.generator
         contexts = self.draw_contexts()
+        queries = queries_of(partial(rows_of, self.policy.context_tower), contexts, self.policy.temperature)
         self.index.at_step(self.step, lambda: copy_of(self.policy.item_tower))
         with torch.no_grad():
-            queries = self.policy.context_tower(contexts) / self.policy.temperature
-            head = head_of(self.index.search(queries, min(config.head_size, num_items)))
-            share = min(1.0, config.catalogue_tail / num_items)
+            head = head_of(self.index.search(queries.detach(), min(config.head_size, num_items)))
             law = InnerProducts(self.policy.item_tower, queries)
+            share = early_share(config, num_items)
             candidates = lazy_candidates(law, head, num_items, config.candidates, share, draws)
         round_ = show(self.world, self.system, contexts, candidates, draws)
         columns = columns_of(head, candidates, num_items, config.catalogue_tail, draws)
         of_candidates = columns.num_own - config.candidates + torch.arange(config.candidates).expand_as(candidates)
         place = Place(of_candidates.gather(1, round_.positions), of_candidates, columns.log_weight)
-        return Played(contexts, logits_of(self.policy, contexts, columns), round_, place)
+        return Played(contexts, logits_of(self.policy.item_tower, queries, columns), round_, place)
 
     def value(self) -> dict[str, float]:
         """The policy value on all contexts, of the exact greedy candidates."""
@@ -82,18 +84,19 @@ class SampledTrainer(Trainer):
 class InnerProducts(NamedTuple):
     """The logits of a batch of contexts, as they are now."""
 
-    tower: Tower
+    embeddings: Callable[[Tensor], Tensor]
+    """Of some items: (J,) -> (J, M, D)."""
     queries: Tensor
     """(B, M, D)."""
 
     def own(self, items: Tensor) -> Tensor:
         """Of each context's own items: (B, J) -> (B, M, J)."""
-        return products(self.queries, self.tower(items.flatten()).view(*items.shape, *self.tower.shape[1:]))
+        found = self.embeddings(items.flatten())
+        return products(self.queries, found.view(*items.shape, *found.shape[1:]))
 
     def shared(self, items: Tensor, expert: int) -> Tensor:
         """Of one expert, of the same items for all: (J,) -> (B, J)."""
-        embeddings: Tensor = self.tower(items)[:, expert]
-        return self.queries[:, expert] @ embeddings.T
+        return self.queries[:, expert] @ self.embeddings(items)[:, expert].T
 
 
 def products(queries: Tensor, items: Tensor) -> Tensor:
@@ -102,12 +105,21 @@ def products(queries: Tensor, items: Tensor) -> Tensor:
     return found
 
 
-def logits_of(policy: EarlyStageRanker, contexts: Tensor, columns: Columns) -> Tensor:
-    """Logits of the columns, (B, M, H + K + S), whose gradient reaches only the rows that they use."""
-    used, place = torch.cat([columns.own.flatten(), columns.tail]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
+def early_share(config: TrainConfig, num_items: int) -> float:
+    """The share of the tail that may be early in a draw."""
+    return min(1.0, config.catalogue_tail / num_items)
+
+
+def queries_of(rows_of: Callable[[Tensor], Tensor], contexts: Tensor, temperature: float) -> Tensor:
+    """What items are multiplied by, (B, M, D), from the embeddings of distinct contexts, (U,) -> (U, M, D)."""
     visited, row = contexts.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-    items = rows_of(policy.item_tower, used)
-    queries = pick(rows_of(policy.context_tower, visited), row) / policy.temperature
+    return pick(rows_of(visited), row) / temperature
+
+
+def logits_of(tower: Tower, queries: Tensor, columns: Columns) -> Tensor:
+    """Logits of the columns, (B, M, H + K + S), whose gradient reaches only the items' rows that they use."""
+    used, place = torch.cat([columns.own.flatten(), columns.tail]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    items = rows_of(tower, used)
     own, tail = place.tensor_split([columns.own.numel()])
     of_own = products(queries, pick(items, own.view(columns.own.shape)))
     return torch.cat([of_own, torch.einsum("bmd,smd->bms", queries, pick(items, tail))], dim=2)
@@ -121,23 +133,16 @@ def copy_of(tower: Tower) -> np.ndarray:
 
 @torch.no_grad()
 def best_of_all(policy: EarlyStageRanker, contexts: Tensor, system: System) -> Tensor:
-    """The greedy candidates of some contexts, (B, K), by FAISS's exact search, which holds no (B, N).
-
-    Of each expert's best K at most those are taken that earlier experts own, so they are enough.
-    """
-    queries, items = (policy.context_tower(contexts) / policy.temperature).numpy(), policy.item_tower().numpy()
-    taken = contexts.new_empty((len(contexts), 0))
-    for expert, quota in enumerate(quotas(system.num_candidates, queries.shape[1])):
-        if quota:
-            best = nearest(queries[:, expert], items[:, expert], min(taken.shape[1] + quota, len(items)))
-            keys = torch.arange(best.shape[1], 0, -1).expand_as(best).masked_fill(is_among(best, taken), 0)
-            taken = torch.cat([taken, best.gather(1, keys.topk(quota).indices)], dim=1)
-    return taken
+    """The greedy candidates of some contexts, (B, K), by FAISS's exact search, which holds no (B, N)."""
+    queries = policy.context_tower(contexts) / policy.temperature
+    return in_turn(*nearest(queries, policy.item_tower(), system.num_candidates), system.num_candidates)
 
 
-def nearest(queries: np.ndarray, items: np.ndarray, count: int) -> Tensor:
-    """The items of the largest inner products, best first: (B, D), (N, D) -> (B, count)."""
-    found = faiss.knn(
-        np.ascontiguousarray(queries), np.ascontiguousarray(items), count, metric=faiss.METRIC_INNER_PRODUCT
-    )
-    return torch.from_numpy(found[1])
+def nearest(queries: Tensor, items: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Each expert's largest inner products, falling, and whose they are: (B, M, D), (N, M, D) -> (B, M, count) each."""
+    found = [
+        faiss.knn(queries[:, expert].numpy(), items[:, expert].numpy(), count, faiss.METRIC_INNER_PRODUCT)
+        for expert in range(queries.shape[1])
+    ]
+    keys, best = (torch.from_numpy(np.stack(parts, axis=1)) for parts in zip(*found, strict=True))
+    return keys, best

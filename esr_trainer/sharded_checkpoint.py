@@ -30,7 +30,7 @@ from esr_trainer.placement import Placement
 from esr_trainer.ranker_files import RankerFile
 from esr_trainer.ranks import Ranks
 from esr_trainer.sharded_towers import ShardedRanker, place
-from esr_trainer.table_pieces import shapes_in
+from esr_trainer.table_pieces import read_into, tensors_in
 from esr_trainer.whole_directory import written_whole
 
 
@@ -57,12 +57,21 @@ class ShardedCheckpoint(Checkpoint):
     def optimizer_state(self) -> dict[str, Tensor]:
         """The optimizer's tensors of the rows that are here, by `<parameter>.<name>`."""
         state = {}
-        for name, shape in shapes_in(self.directory).items():
+        for name, whole in tensors_in(self.directory).items():
             if is_moment(name):
                 rows = self.places[tower_of(name)].rows[self.ranks.index]
-                state[name] = torch.zeros((len(rows), *shape[1:]) if shape else ())
+                shape = (len(rows), *whole.shape[1:]) if whole.dim() else ()
+                state[name] = torch.zeros(shape, dtype=whole.dtype)
         self.read_own(state)
         return state
+
+    def state(self) -> dict[str, Tensor]:
+        """What else the run goes on from; with it what this process kept alone, if it was one of as many."""
+        there = tensors_in(self.directory)
+        own = {name: torch.empty_like(one, device="cpu") for name, one in there.items() if self.ranks.is_mine(name)}
+        if own:
+            read_into(self.directory, own)
+        return {**super().state(), **own}
 
     def read_own(self, tensors: Mapping[str, Tensor]) -> None:
         """Fill tensors of the rows that are here, by name."""
@@ -78,10 +87,15 @@ def save_sharded(
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Tensor],
     ranker: RankerFile | None,
+    kept_alone: Mapping[str, Tensor],
 ) -> Path:
-    """Write `checkpoints/<step>` of a run, whole or not at all; arguments as of `save_checkpoint`.
+    """Write `checkpoints/<step>` of a run, whole or not at all.
 
     The first process makes the directory and gives it its name when all have written.
+
+    Args:
+        run, description, policy, optimizer, state, ranker: as of `save_checkpoint`.
+        kept_alone: what this process goes on from and no other, by names of its own.
 
     Raises:
         UsageError: a process cannot write; nothing is left half-written.
@@ -101,7 +115,7 @@ def save_sharded(
             stack.close()
 
         try:
-            save_tables(directory, policy, optimizer)
+            save_tables(directory, policy, optimizer, kept_alone)
             ranks.told(finish)
         except (CheckpointException, UsageError) as error:
             failures = error.failures.values() if isinstance(error, CheckpointException) else [(error,)]
@@ -109,15 +123,17 @@ def save_sharded(
     return target
 
 
-def save_tables(directory: Path, policy: ShardedRanker, optimizer: torch.optim.Optimizer) -> None:
-    """Write the rows that are here, and the optimizer's state of them.
+def save_tables(
+    directory: Path, policy: ShardedRanker, optimizer: torch.optim.Optimizer, kept_alone: Mapping[str, Tensor]
+) -> None:
+    """Write the rows that are here, the optimizer's state of them, and what is kept here alone.
 
     Raises:
         CheckpointException: a process cannot write.
     """
     own = {**{name: table.detach() for name, table in policy.named_parameters()}, **moments_of(policy, optimizer)}
     tensors = {name: as_shared(tensor, policy.places[tower_of(name)], policy.ranks) for name, tensor in own.items()}
-    save(tensors, storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True))
+    save({**tensors, **kept_alone}, storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True))
 
 
 def tower_of(name: str) -> str:
@@ -130,7 +146,8 @@ def as_shared(own: Tensor, place: Placement, ranks: Ranks) -> Any:
     if place.is_replicated or not own.dim():
         return own
     first = place.rows[ranks.index].start
-    here = LocalShardsWrapper([own], [(first, 0)]) if len(own) else LocalShardsWrapper([], [])
-    shape = torch.Size((sum(map(len, place.rows)), own.shape[1]))
+    offset = (first, *(0 for _ in own.shape[1:]))
+    here = LocalShardsWrapper([own], [offset]) if len(own) else LocalShardsWrapper([], [])
+    shape = torch.Size((sum(map(len, place.rows)), *own.shape[1:]))
     mesh = init_device_mesh(own.device.type, (ranks.count,))
-    return DTensor.from_local(here, mesh, [Shard(0)], run_check=False, shape=shape, stride=(own.shape[1], 1))
+    return DTensor.from_local(here, mesh, [Shard(0)], run_check=False, shape=shape, stride=own.stride())

@@ -8,9 +8,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from esr_trainer.checkpoint import checkpoints, make_run
+from esr_trainer.checkpoint import Checkpoint, checkpoints, make_run
 from esr_trainer.command_line import UsageError
 from esr_trainer.config import ONLINE, Resume, TrainConfig
 from esr_trainer.learner import Learner
@@ -18,7 +19,11 @@ from esr_trainer.metrics import MetricsLog
 from esr_trainer.preparation import InWorld, settle, take_up
 from esr_trainer.ranks import Ranks, joined, num_processes, times_restarted
 from esr_trainer.run import Journal
-from esr_trainer.sharded_training import ShardedTrainer, SharedInWorld
+from esr_trainer.sampled_sharded_training import SampledShardedTrainer
+from esr_trainer.sharded_checkpoint import ShardedCheckpoint
+from esr_trainer.sharded_training import ShardedTrainer, new_sharded_trainer
+from esr_trainer.system import ranker_of, system_of
+from esr_trainer.training import resume, valued
 from esr_trainer.whole_directory import remove_unfinished, sole_writer
 
 UNSHARDED = ("ca", "ca-heads")
@@ -52,19 +57,26 @@ def check_shardable(config: TrainConfig, num_seeds: int, out: Path | None, is_pr
             raise UsageError(rule)
 
 
-def check_items(config: TrainConfig, num_items: int) -> None:
-    """Refuse a sampled catalogue, and more processes than have items of their own.
+def check_items(num_items: int) -> None:
+    """Refuse more processes than have items of their own.
 
     Raises:
-        UsageError: names the setting and the rule.
+        UsageError: names both.
     """
-    if config.samples(num_items):
-        raise UsageError(
-            f"catalogue ({config.catalogue}) samples {num_items} items in one process: torchrun takes --catalogue full"
-        )
     count = num_processes()
     if num_items <= (count - 1) * -(-num_items // count):
         raise UsageError(f"torchrun's {count} processes are too many for {num_items} items: each needs one")
+
+
+def sharding_of(sharding: str, is_sampled: bool) -> str:
+    """Where the rows live: those of a sampled catalogue where they are sought, in blocks.
+
+    Raises:
+        UsageError: they are to live elsewhere.
+    """
+    if is_sampled and sharding not in ("auto", "row-wise"):
+        raise UsageError(f"sharding ({sharding}): a sampled catalogue is shared out row-wise, or name --catalogue full")
+    return "row-wise" if is_sampled else sharding
 
 
 @contextmanager
@@ -78,6 +90,30 @@ def one_of_many(device: str) -> Iterator[Ranks]:
         yield ranks
 
 
+@dataclass(frozen=True)
+class SharedInWorld(InWorld):
+    """A run that interacts with a world, shared out."""
+
+    sharding: str
+    ranks: Ranks
+
+    def begin(self) -> Learner:
+        """With the LSR's own file, or with the one that the first process makes."""
+        ranker = self.given or self.ranks.told(lambda: ranker_of(self.config, self.world))
+        system = system_of(self.config, self.world, ranker)
+        return valued(new_sharded_trainer(self.config, self.world, system, self.sharding, self.ranks, self.kind))
+
+    def go_on(self, checkpoint: Checkpoint) -> Learner:
+        """With the LSR that it had, on as many processes as there are now."""
+        sharded = ShardedCheckpoint(checkpoint.directory, self.sharding, self.ranks)
+        return resume(self.config, self.world, sharded, self.kind)
+
+    @property
+    def kind(self) -> type[ShardedTrainer]:
+        """Whether its steps go through the whole catalogue."""
+        return SampledShardedTrainer if self.config.samples(self.world.num_items) else ShardedTrainer
+
+
 def prepare_shared(
     config: TrainConfig, out: Path | None, resume_from: Resume, sharding: str, ranks: Ranks
 ) -> tuple[Learner, Path]:
@@ -88,7 +124,9 @@ def prepare_shared(
     """
     settled = settle(config)
     assert isinstance(settled, InWorld)
-    check_items(settled.config, settled.world.num_items)
+    num_items = settled.world.num_items
+    check_items(num_items)
+    sharding = sharding_of(sharding, settled.config.samples(num_items))
     shared = SharedInWorld(settled.config, settled.given, settled.world, sharding, ranks)
     return take_up(shared, out, resume_from, lambda *run: ranks.told(lambda: make_run(*run)))
 

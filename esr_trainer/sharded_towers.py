@@ -6,7 +6,7 @@ whose rows it holds or is sent, and works out their logits alone.
 Axes: B batch, C rows of a tower, M experts, N items, H of them here, D embedding dimension, W processes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,11 +17,20 @@ from esr_trainer.config import TrainConfig
 from esr_trainer.features import ID, Features
 from esr_trainer.placement import Placement, Sizes, place_tables
 from esr_trainer.ranks import Ranks
-from esr_trainer.shards import ShardedLogits
-from esr_trainer.towers import EarlyStageRanker, Tower, logits_side_by_side
+from esr_trainer.shards import ShardedCatalogue
+from esr_trainer.towers import EarlyStageRanker, Tower, logits_side_by_side, numbers_of
 
 CHUNK = 1 << 14
 """Rows of a table that are drawn at a time: a multiple of 16, so that the draws are those of the table in one piece."""
+
+
+Read = Callable[[Tensor, Tensor], Tensor]
+"""Some rows of a table: (V, M * D), (U,) -> (U, M * D)."""
+
+
+def rows_in(table: Tensor, rows: Tensor) -> Tensor:
+    """Some rows, whose gradient is a table."""
+    return table.index_select(0, rows)
 
 
 class ShardedTower(Tower):
@@ -56,14 +65,14 @@ class ShardedTower(Tower):
         """Embeddings of some rows, the same everywhere, (B,) -> (B, M, D); or of the block that is here, (H, M, D)."""
         return (self.block() if rows is None else self.of(rows)).view(-1, *self.shape[1:])
 
-    def of(self, rows: Tensor) -> Tensor:
-        """Table rows from wherever they are: (B,) -> (B, M * D)."""
+    def of(self, rows: Tensor, read: Read = rows_in) -> Tensor:
+        """Table rows from wherever they are, where `read` reads those that are here: (B,) -> (B, M * D)."""
         if self.placement.is_replicated:
-            return self.table.index_select(0, rows)
+            return read(self.table, rows)
         index = rows - self.rows.start
         is_here = (index >= 0) & (index < len(self.rows))
         here = torch.zeros((len(rows), self.table.shape[1]), dtype=self.table.dtype, device=rows.device)
-        here = here.index_copy(0, is_here.nonzero()[:, 0], self.table.index_select(0, index[is_here]))
+        here = here.index_copy(0, is_here.nonzero()[:, 0], read(self.table, index[is_here]))
         summed: Tensor = _Sum.apply(here, self.ranks)  # type: ignore[no-untyped-call]
         return summed
 
@@ -110,9 +119,9 @@ class ShardedRanker(EarlyStageRanker):
         self.context_tower.draw(std, generator)
         self.item_tower.draw(std, generator)
 
-    def forward(self, contexts: Tensor) -> ShardedLogits:  # type: ignore[override]  # what has it asks `shards` for all
+    def forward(self, contexts: Tensor) -> ShardedCatalogue:  # type: ignore[override]  # what has it asks `shards` for all
         """Logits of the items that are here, for rows that are the same everywhere: (B,)."""
-        return ShardedLogits(logits_side_by_side([self], [contexts]), self.shard)
+        return ShardedCatalogue(logits_side_by_side([self], [contexts]), self.shard)
 
     def gradient_norm(self) -> float:
         """Euclidean norm over all rows of both tables."""
@@ -120,7 +129,7 @@ class ShardedRanker(EarlyStageRanker):
         for name, table in self.named_parameters():
             is_counted_here = self.ranks.is_first or not self.places[name.partition(".")[0]].is_replicated
             if table.grad is not None and is_counted_here:
-                squares = squares + table.grad.square().sum()
+                squares = squares + numbers_of(table.grad).square().sum()
         return float(self.ranks.sum(squares).sqrt())
 
 

@@ -39,11 +39,15 @@ class Shards(Protocol):
 
 
 class SharedOut(Shards, Protocol):
-    """A catalogue whose items are elsewhere too."""
+    """A catalogue, or what stands for one, of which some is elsewhere."""
 
     @property
     def num_items(self) -> int:
         """N."""
+
+
+class SharedCatalogue(SharedOut, Protocol):
+    """A catalogue whose items are elsewhere too."""
 
     def greedy(self, logits: Tensor, num_candidates: int) -> Tensor:
         """`esr_trainer.policy.greedy_candidates` over all shards: (B, M, H) -> (B, K)."""
@@ -117,6 +121,13 @@ class ShardedLogits:
     def detach(self) -> "ShardedLogits":
         """Without their history."""
         return replace(self, here=self.here.detach())
+
+
+@dataclass(frozen=True)
+class ShardedCatalogue(ShardedLogits):
+    """The logits of all items, each of which can be a candidate."""
+
+    shards: SharedCatalogue
 
 
 Logits = Tensor | ShardedLogits

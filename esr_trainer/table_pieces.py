@@ -21,7 +21,11 @@ def read_into(directory: Path, tensors: Mapping[str, Tensor]) -> None:
         load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=True)
 
 
-def shapes_in(directory: Path) -> dict[str, torch.Size]:
-    """The whole shape of every tensor that is there, by name."""
+def tensors_in(directory: Path) -> dict[str, Tensor]:
+    """The whole shape and the type of every tensor that is there, by name, without what it holds."""
     found = HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata
-    return {name: metadata.size for name, metadata in found.items() if isinstance(metadata, TensorStorageMetadata)}
+    return {
+        name: torch.empty(metadata.size, dtype=metadata.properties.dtype, device="meta")
+        for name, metadata in found.items()
+        if isinstance(metadata, TensorStorageMetadata)
+    }

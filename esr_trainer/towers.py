@@ -145,13 +145,17 @@ class EarlyStageRanker(nn.Module):
 
     def gradient_norm(self) -> float:
         """Euclidean norm of the gradient over all tables."""
-        gradients = [table.grad for table in self.parameters() if table.grad is not None]
-        numbers = [gradient.coalesce().values() if gradient.is_sparse else gradient for gradient in gradients]
-        return float(torch.stack([torch.linalg.vector_norm(some) for some in numbers]).norm())
+        gradients = [numbers_of(table.grad) for table in self.parameters() if table.grad is not None]
+        return float(torch.stack([torch.linalg.vector_norm(numbers) for numbers in gradients]).norm())
 
     def forward(self, contexts: Tensor) -> Tensor:
         """Logits of the whole catalogue: rows (B,) -> (B, M, N)."""
         return logits_side_by_side([self], [contexts])
+
+
+def numbers_of(gradient: Tensor) -> Tensor:
+    """What a gradient holds, those of no rows left out."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def logits_side_by_side(rankers: Sequence[EarlyStageRanker], contexts: Sequence[Tensor]) -> Tensor:

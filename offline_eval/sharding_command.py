@@ -27,8 +27,8 @@ class Sharding(Command):
     """Seeds 0, 1, ... of each."""
     steps: PositiveInt = 1000
     """Steps of a run on the synthetic world, K = 10."""
-    sizes: tuple[PositiveInt, ...] = (1_000, 20_000, 100_000)
-    """Numbers of items whose step is timed, 200 contexts, K = 100."""
+    sizes: tuple[PositiveInt, ...] = (1_000, 20_000, 1_000_000)
+    """Numbers of items whose step is timed, 200 contexts, K = 100: of a sample, up to 50,000 of all items too."""
     repeats: PositiveInt = 30
     """Timed steps of each row."""
     out: Path = Path("offline_eval/results")
@@ -94,10 +94,12 @@ def said_by(arguments: Sequence[str]) -> Any:
 def table_of(costs: Sequence[Mapping[str, Any]]) -> Table:
     """The costs, for people."""
     table = Table(
-        "items", "estimator", "processes", "sharding", "ms", "own ms", "kB sent", "kB measured", title="a training step"
+        *("items", "estimator", "catalogue", "processes", "sharding", "ms", "own ms", "kB sent", "kB measured"),
+        title="a training step",
     )
     for row in costs:
         times = [f"{row[name]:.1f}" for name in ("milliseconds", "processor_milliseconds")]
         sent = [f"{row[name] / 1e3:.1f}" for name in ("bytes_computed", "bytes_measured")]
-        table.add_row(f"{row['items']:,}", row["estimator"], str(row["processes"]), row["sharding"], *times, *sent)
+        what = (row["estimator"], row["catalogue"], str(row["processes"]), row["sharding"])
+        table.add_row(f"{row['items']:,}", *what, *times, *sent)
     return table

@@ -14,14 +14,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from esr_trainer.config import TrainConfig
+from esr_trainer.config import LARGE_CATALOGUE, TrainConfig
 from esr_trainer.features import id_features
 from esr_trainer.placement import KINDS
 from esr_trainer.ranks import Ranks, is_one_of_many, joined
-from esr_trainer.sharded_training import new_sharded_trainer
-from esr_trainer.synthetic import synthetic_world
+from esr_trainer.sampled_sharded_training import SampledShardedTrainer
+from esr_trainer.sampled_training import SampledTrainer
+from esr_trainer.sharded_training import ShardedTrainer, new_sharded_trainer
+from esr_trainer.synthetic import pairwise_synthetic_world
 from esr_trainer.system import system_of
-from esr_trainer.training import new_trainer
+from esr_trainer.training import Trainer, new_trainer
 from esr_trainer.world import World
 
 CONTEXTS = 200
@@ -30,10 +32,12 @@ ESTIMATORS = ("top1", "ca-poisson")
 
 
 class StepCost(NamedTuple):
-    """One row: a step of K = 100, M = 1, L = 1, batch 128, D = 10."""
+    """One row: a step of K = 100, M = 1, L = 1, batch 128, D = 64."""
 
     estimator: str
     items: int
+    catalogue: str
+    """`full` or `sampled`."""
     processes: int
     sharding: str
     """A kind, or `-` for one process without torchrun."""
@@ -92,25 +96,51 @@ def timed(step: Callable[[], None], repeats: int) -> tuple[float, float]:
     return statistics.median(walls), statistics.median(owns)
 
 
-def config_of(estimator: str) -> TrainConfig:
-    """The default preset on a synthetic world, one expert."""
-    given = {"environment": "synthetic", "estimator": estimator, "experts": 1, "catalogue": "full"}
-    return TrainConfig.model_validate(given)
+class Case(NamedTuple):
+    """What is timed."""
+
+    estimator: str
+    items: int
+    catalogue: str
+
+    @property
+    def config(self) -> TrainConfig:
+        """The default preset on a synthetic world, one expert; no index is begun while steps are timed."""
+        given = {"environment": "synthetic", "experts": 1, "embedding_dim": 64, "index_every": 100_000}
+        return TrainConfig.model_validate({**given, "estimator": self.estimator, "catalogue": self.catalogue})
+
+    @property
+    def world(self) -> World:
+        """Without matrices, so that what is timed is the trainer."""
+        return pairwise_synthetic_world(CONTEXTS, self.items)
 
 
-def alone(estimator: str, world: World, repeats: int) -> StepCost:
+def cases_of(sizes: Sequence[int]) -> list[Case]:
+    """The full catalogue as far as a run goes through it by itself, and a sample of any."""
+    return [
+        Case(name, size, catalogue)
+        for size in sizes
+        for catalogue in ("full", "sampled")
+        for name in ESTIMATORS
+        if catalogue == "sampled" or size <= LARGE_CATALOGUE
+    ]
+
+
+def alone(case: Case, repeats: int) -> StepCost:
     """One process, as it is without torchrun."""
-    config = config_of(estimator)
+    config, world = case.config, case.world
     ids = (id_features(world.context_ids), id_features(world.item_ids))
-    trainer = new_trainer(config, world, system_of(config, world), *ids)
+    kind = SampledTrainer if case.catalogue == "sampled" else Trainer
+    trainer = new_trainer(config, world, system_of(config, world), *ids, kind)
     timed(trainer.advance, WARM_UP)
-    return StepCost(estimator, world.num_items, 1, "-", *timed(trainer.advance, repeats), 0.0, 0.0)
+    return StepCost(*case, 1, "-", *timed(trainer.advance, repeats), 0.0, 0.0)
 
 
-def shared_out(estimator: str, world: World, repeats: int, sharding: str, ranks: CountingRanks) -> StepCost:
+def shared_out(case: Case, repeats: int, sharding: str, ranks: CountingRanks) -> StepCost:
     """One of several processes."""
-    config = config_of(estimator)
-    trainer = new_sharded_trainer(config, world, system_of(config, world), sharding, ranks)
+    config, world = case.config, case.world
+    kind = SampledShardedTrainer if case.catalogue == "sampled" else ShardedTrainer
+    trainer = new_sharded_trainer(config, world, system_of(config, world), sharding, ranks, kind)
     timed(trainer.advance, WARM_UP)
     ranks.wait()
     ranks.sent, before = 0.0, loopback_bytes()
@@ -118,22 +148,25 @@ def shared_out(estimator: str, world: World, repeats: int, sharding: str, ranks:
     sent = ranks.sent / repeats
     ranks.wait()
     carried = (loopback_bytes() - before) / repeats / ranks.count
-    return StepCost(estimator, world.num_items, ranks.count, sharding, *took, sent, carried)
+    return StepCost(*case, ranks.count, sharding, *took, sent, carried)
 
 
 def main(sizes: Sequence[int], repeats: int) -> None:
     """Print a JSON list of rows."""
     torch.set_num_threads(1)
-    rows: list[StepCost] = []
+    cases = cases_of(sizes)
     if not is_one_of_many():
-        rows = [alone(name, synthetic_world(CONTEXTS, size), repeats) for size in sizes for name in ESTIMATORS]
+        rows = [alone(case, repeats) for case in cases]
         print(json.dumps([row._asdict() for row in rows]), flush=True)
         return
     with joined("cpu"):
         ranks = CountingRanks("cpu")
-        for size in sizes:
-            world = synthetic_world(CONTEXTS, size)
-            rows += [shared_out(name, world, repeats, kind, ranks) for name in ESTIMATORS for kind in KINDS]
+        rows = [
+            shared_out(case, repeats, kind, ranks)
+            for case in cases
+            for kind in KINDS
+            if case.catalogue == "full" or kind == "row-wise"
+        ]
         if ranks.is_first:
             print(json.dumps([row._asdict() for row in rows]), flush=True)
 

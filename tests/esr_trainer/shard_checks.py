@@ -12,7 +12,7 @@ from esr_trainer.normalisers import entropy
 from esr_trainer.policy import greedy_candidates, sample_candidates
 from esr_trainer.ranks import Ranks, joined
 from esr_trainer.sharded_training import new_sharded_trainer
-from esr_trainer.shards import Logits, ShardedLogits
+from esr_trainer.shards import Logits, ShardedCatalogue, ShardedLogits
 from esr_trainer.synthetic import synthetic_world
 from esr_trainer.system import system_of
 
@@ -53,7 +53,7 @@ def picks(ranks: Ranks) -> dict[str, bool]:
     for kind, shape in SHAPES.items():
         shard = CatalogueShard(shape[2], ranks)
         logits = torch.randn(shape, generator=torch.Generator().manual_seed(5))
-        sharded = ShardedLogits(shard.own(logits), shard)
+        sharded = ShardedCatalogue(shard.own(logits), shard)
         for num_candidates in (10, 37):  # more than a shard holds
             same = greedy_candidates(logits, num_candidates).equal(greedy_candidates(sharded, num_candidates))
             found[f"greedy {kind} {num_candidates}"] = same

@@ -68,22 +68,21 @@ def draws(logits: Tensor, head: Head, num_candidates: int, share: float, count: 
     )
 
 
-def chi_square(logits: Tensor, head: Head, share: float) -> float:
-    """The smallest p-value, over contexts, of ordered pairs of 12 items against their exact law."""
-    sets = torch.tensor(list(permutations(range(12), 2)))
-    drawn = draws(logits, head, 2, share, 2000)
+def chi_square(logits: Tensor, drawn: Tensor) -> float:
+    """The smallest p-value, over contexts, of ordered pairs of 12 items, (count, B, 2), against their exact law."""
+    sets, count = torch.tensor(list(permutations(range(12), 2))), len(drawn)
     p_values = []
     for row, own in enumerate(logits):
         exact = ESTIMATORS["v"](own.expand(len(sets), -1, -1).double(), sets[:, :1], sets)[:, 0].exp()
         code = drawn[:, row, 0] * 12 + drawn[:, row, 1]
         observed = torch.bincount(code, minlength=144)[sets[:, 0] * 12 + sets[:, 1]]
-        assert observed.sum() == 2000, "no pair is an item twice"
+        assert observed.sum() == count, "no pair is an item twice"
         order = exact.argsort()
-        cells = (exact[order].cumsum(0) * 40).long().clamp(max=39)  # cells of at least about 100 expected
+        cells = (exact[order].cumsum(0) * 40).long().clamp(max=39)  # cells of at least about count / 40 expected
         counts = torch.zeros(40, dtype=torch.float64).index_add_(0, cells, observed[order].double())
         expected = torch.zeros_like(counts).index_add_(0, cells, exact[order])
         some = expected > 0
-        p_values.append(stats.chisquare(counts[some], 2000 * expected[some] / expected[some].sum()).pvalue)
+        p_values.append(stats.chisquare(counts[some], count * expected[some] / expected[some].sum()).pvalue)
     return min(p_values)
 
 
@@ -93,8 +92,8 @@ def test_ordered_candidates_have_the_law_of_the_whole_catalogue(num_experts: int
     logits, head = stale_world(12, num_experts, stale=1.0, size=3 // num_experts, spread=0.3)
     best = logits.amax(dim=1).topk(3).indices
     assert (is_among(best, head.items).sum(dim=1) < 3).all(), "the head misses some of the best"
-    assert chi_square(logits, head, share=0.97) > 0.01
-    assert chi_square(logits, head, NO_TAIL) < 1e-12
+    assert chi_square(logits, draws(logits, head, 2, 0.97, 2000)) > 0.01
+    assert chi_square(logits, draws(logits, head, 2, NO_TAIL, 2000)) < 1e-12
 
 
 def inclusion_z(logits: Tensor, head: Head, share: float, count: int) -> np.ndarray:

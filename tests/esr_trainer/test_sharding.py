@@ -15,8 +15,7 @@ import torch
 from esr_trainer.__main__ import command_line
 from esr_trainer.checkpoint import Checkpoint, checkpoints
 from esr_trainer.command_line import UsageError
-from esr_trainer.config import TrainConfig
-from esr_trainer.sharded_run import check_items
+from esr_trainer.sharded_run import check_items, sharding_of
 from serving import Retriever
 from serving.export import export
 from tests.torchrun import ended, torchrun
@@ -112,17 +111,16 @@ def test_a_restart_without_a_named_directory_is_refused(
 def test_more_processes_than_have_items_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     for num_items in (4, 7):
-        check_items(TrainConfig(), num_items)
+        check_items(num_items)
     with pytest.raises(UsageError, match="torchrun's 4 processes are too many for 6 items"):
-        check_items(TrainConfig(), 6)  # blocks of 2, 2, 2 and 0
+        check_items(6)  # blocks of 2, 2, 2 and 0
 
 
-@pytest.mark.parametrize(("catalogue", "num_items"), [("sampled", 1000), ("auto", 60_000)])
-def test_a_sampled_catalogue_is_refused(catalogue: str, num_items: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match=rf"catalogue \({catalogue}\) samples {num_items} items in one process"):
-        check_items(TrainConfig.model_validate({"catalogue": catalogue}), num_items)
-    check_items(TrainConfig(catalogue="full"), num_items)
+def test_a_sampled_catalogue_is_shared_out_by_rows() -> None:
+    assert [sharding_of(name, is_sampled=True) for name in ("auto", "row-wise")] == ["row-wise"] * 2
+    assert sharding_of("table-wise", is_sampled=False) == "table-wise"
+    with pytest.raises(UsageError, match=r"sharding \(data-parallel\): a sampled catalogue is shared out row-wise"):
+        sharding_of("data-parallel", is_sampled=True)
 
 
 @pytest.mark.slow

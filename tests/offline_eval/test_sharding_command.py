@@ -18,7 +18,7 @@ def test_a_row_per_sharding_whose_messages_are_what_the_device_carried(tmp_path:
     result = last_json(done.stdout)
     assert result["rows"] == json.loads((tmp_path / "sharding.json").read_text())["rows"]
     rows = [StepCost(**row) for row in result["rows"]]
-    assert len(rows) == len(ESTIMATORS) * (1 + len(KINDS))
+    assert len(rows) == len(ESTIMATORS) * (1 + len(KINDS) + 1 + 1), "full, then sampled"
     for row in rows:
         assert row.milliseconds > 0
         assert (row.processes > 1) == (row.bytes_computed > 0)
