@@ -86,8 +86,9 @@ class SampledShardedTrainer(ShardedTrainer, SampledTrainer):
         """The index of the items that are here."""
         return {self.policy.ranks.mine(name): tensor for name, tensor in self.index.tensors().items()}
 
-    def go_on_from(self, state: Mapping[str, Tensor]) -> None:
-        """The index; where other processes wrote the checkpoint it is built anew."""
+    def load_own_state(self, state: Mapping[str, Tensor]) -> None:
+        """The baseline, and the index; where other processes wrote the checkpoint it is built anew."""
+        self.load_baseline(state)
         mine = self.policy.ranks.mine("")
         self.index.load({name.removeprefix(mine): state[name] for name in state if name.startswith(mine)})
 
