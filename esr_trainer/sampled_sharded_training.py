@@ -21,7 +21,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from esr_trainer.catalogue_sample import Columns, Head, ItemLogits, columns_of, head_of, lazy_races
+from esr_trainer.catalogue_sample import Columns, Head, columns_of, head_of, lazy_races
 from esr_trainer.catalogue_shard import CatalogueShard, ColumnShard
 from esr_trainer.interaction import show
 from esr_trainer.lazy_rows import rows_of, table_rows
@@ -64,7 +64,8 @@ class SampledShardedTrainer(ShardedTrainer, SampledTrainer):
             head = head_of(self.index.search(queries.detach(), sizes.heads[policy.ranks.index]))
             law = InnerProducts(partial(rows_of, policy.item_tower), queries)
             share = early_share(config, policy.shard.num_items)
-            candidates = first_of_all(law, head, policy.shard, config.candidates, share, draws)
+            raced = lazy_races(law, head, policy.shard.num_here, config.candidates, share, draws)
+            candidates = policy.shard.first_of_all(*raced, config.candidates)
         round_ = show(self.world, self.system, contexts, candidates, self.generator)
         columns, shard = shared_columns(head, candidates, sizes, policy.shard, draws)
         logits = ShardedLogits(logits_of(policy.item_tower, queries, columns), shard)
@@ -88,9 +89,9 @@ class SampledShardedTrainer(ShardedTrainer, SampledTrainer):
 
     def load_own_state(self, state: Mapping[str, Tensor]) -> None:
         """The baseline, and the index; where other processes wrote the checkpoint it is built anew."""
-        self.load_baseline(state)
         mine = self.policy.ranks.mine("")
-        self.index.load({name.removeprefix(mine): state[name] for name in state if name.startswith(mine)})
+        own = {name.removeprefix(mine): tensor for name, tensor in state.items() if name.startswith(mine)}
+        super().load_own_state({**own, **{name: state[name] for name in self.own_state}})
 
 
 def own_generator(shared: torch.Generator, ranks: Ranks) -> torch.Generator:
@@ -117,26 +118,6 @@ def sizes_of(head: int, tail: int, shard: CatalogueShard) -> Sizes:
 def rows_from_all(tower: ShardedTower, rows: Tensor) -> Tensor:
     """Embeddings from wherever they are; the gradient reaches only the rows used: (U,) distinct -> (U, M, D)."""
     return tower.of(rows, table_rows).view(-1, *tower.shape[1:])
-
-
-def first_of_all(
-    logits: ItemLogits, head: Head, shard: CatalogueShard, num_candidates: int, share: float, draws: torch.Generator
-) -> Tensor:
-    """Draw ordered candidates from the mixture of Plackett-Luce over everybody's items.
-
-    Args:
-        logits: of any items that are here, by their place.
-        head: what is raced here in full.
-        shard: the items that are here.
-        num_candidates: K.
-        share: p, the share of the tail that may be early.
-        draws: of this process's own.
-
-    Returns:
-        Items, (B, K), the same everywhere.
-    """
-    keys, places = lazy_races(logits, head, shard.num_here, num_candidates, share, draws)
-    return shard.first_of_all(keys, places, num_candidates)
 
 
 def shared_columns(

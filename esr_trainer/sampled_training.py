@@ -77,7 +77,7 @@ class SampledTrainer(Trainer):
 
     def load_own_state(self, state: Mapping[str, Tensor]) -> None:
         """The baseline, and the index."""
-        self.load_baseline(state)
+        super().load_own_state(state)
         self.index.load(state)
 
 

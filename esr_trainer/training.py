@@ -83,10 +83,6 @@ class Trainer(Learner):
 
     def load_own_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """The baseline."""
-        self.load_baseline(state)
-
-    def load_baseline(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take back the baseline."""
         kept = (state[name].to(self.config.device) for name in ("baseline_mean", "baseline_visits"))
         self.baseline = ContextBaseline(*kept)
 

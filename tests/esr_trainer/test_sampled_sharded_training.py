@@ -66,7 +66,7 @@ def test_a_step_touches_the_rows_that_it_uses_and_no_others(found: dict[str, Any
 
 
 def test_the_policy_that_is_valued_is_the_greedy_one(found: dict[str, Any]) -> None:
-    assert found["greedy"]
+    assert found["greedy"] == [True, True]
 
 
 def tensors_of(run: Path) -> dict[str, torch.Tensor]:
