@@ -6,6 +6,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,20 @@ def test_calls_are_counted_timed_and_logged(bundles: Path, tmp_path: Path) -> No
     assert 0 < first["seconds"] < 60
     for secret in ("a-token-that", "a-secret-taste"):
         assert secret not in log.read_text()
+
+
+@pytest.mark.parametrize("needs_token", [False, True])
+def test_invented_methods_add_one_series(needs_token: bool, bundles: Path, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a-token-that-is-long-enough")
+    options = ("--token-file", str(tmp_path / "token")) if needs_token else ()
+    with started(bundles, "--metrics-port", "0", *options) as (_, facts), own_channel(facts["address"]) as channel:
+        before = scrape(facts["metrics_address"]).keys()
+        methods = [channel.unary_unary(f"/esr.v1.RetrievalService/Invented{number}") for number in range(50)]
+        assert {code_of(partial(method, b"")) for method in methods} == {"UNIMPLEMENTED"}
+        samples = scrape(facts["metrics_address"])
+    added = {key for key in samples.keys() - before if key[0] != "esr_requests_created"}
+    assert added == {("esr_requests_total", "UNIMPLEMENTED", "unknown")}
+    assert samples["esr_requests_total", "UNIMPLEMENTED", "unknown"] == 50
 
 
 def test_a_full_disk_breaks_no_call(bundles: Path) -> None:
