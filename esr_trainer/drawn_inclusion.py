@@ -8,8 +8,8 @@ draw's expert, and S = sum_b p_1(b) / (1 - p_2(b)),
 Quotas up to 8 draw by draw (`esr_trainer.head_inclusion`), with enough heads to follow all draws of the largest one;
 else, and where the draws cannot be followed, ca-poisson (`esr_trainer.inclusion`). Measured error sum_a |pi - pi of the
 draws| / K, which is how far a logged propensity is off on average: at most 0.40 % draw by draw; 0.45 to 1.20 % where
-quotas are 9, 0.48 to 0.85 % where they are 12 (`pytest -m slow -n 0 -s tests/serving/test_sampling.py`: M = 1 and 5, 150
-and 1,000 items, temperatures 0.5 and 0.2). `serving.sampling` is the NumPy twin.
+quotas are 9, 0.48 to 0.85 % where they are 12 (`pytest -m slow -n 0 -s tests/serving/test_sampling.py`: M = 1 and 5,
+150 and 1,000 items, temperatures 0.5 and 0.2). `serving.sampling` is the NumPy twin.
 
 Axes: B batch, M experts, N items.
 """
@@ -44,7 +44,7 @@ def log_drawn_inclusion(logits: Tensor, num_candidates: int) -> Tensor:
     heads = num_heads(num_items, num_candidates, num_experts)
     if not heads:
         return log_inclusion_probabilities(logits, num_candidates)
-    parts = logits.split(max(1, CHANCES >> heads))
+    parts = torch.split(logits, max(1, CHANCES >> heads))
     return torch.cat([draw_by_draw(part, num_candidates, heads) for part in parts])
 
 

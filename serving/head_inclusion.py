@@ -39,7 +39,8 @@ def first_two_draws(logits: np.ndarray, num_candidates: int) -> np.ndarray:
     """
     first = logits[0] - log_sum_exp(logits[0])
     if num_candidates == 1:
-        return np.exp(first)
+        softmax: np.ndarray = np.exp(first)
+        return softmax
     rates = logits[min(1, len(logits) - 1)]
     second = rates - log_sum_exp(rates)
     ratios = first - log_sum_exp_without(second)  # log p_1(b) / (1 - p_2(b))
@@ -79,7 +80,8 @@ def head_inclusion(logits: np.ndarray, num_candidates: int, num_heads: int) -> n
     pi = state.taken
     if abs(pi.sum() / num_candidates - 1) > ROUNDING or pi.max() > 1 + ROUNDING:
         return None
-    return np.minimum(pi, 1)
+    result: np.ndarray = np.minimum(pi, 1)
+    return result
 
 
 def draws(weights: np.ndarray, state: State, size: int) -> State:
@@ -129,7 +131,7 @@ def choose_heads(weights: np.ndarray, state: State) -> State:
     leaves = ~np.isin(heads, best)
     heads = heads.copy()
     heads[leaves] = np.setdiff1d(best, heads)
-    for slot in np.flatnonzero(leaves):
+    for slot in np.flatnonzero(leaves).tolist():
         odds = np.array([left[heads[slot]], taken[heads[slot]]])
         chances = (by_bit(chances, slot).sum(axis=1, keepdims=True) * odds[:, None]).ravel()
     return State(left, taken, heads, chances)

@@ -14,7 +14,7 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.access_log import AccessLog
+from serving.access_log import AccessLog, Line
 from serving.current_call import describe_call
 from serving.gate import Gate
 from serving.reports import Reports
@@ -137,6 +137,15 @@ def test_a_rotated_access_log_is_begun_anew(bundles: Path, tmp_path: Path) -> No
         process.terminate()
         assert process.wait(timeout=30) == 0
     assert [len(path.read_text().splitlines()) for path in (moved, log)] == [1, 1]
+
+
+def test_a_full_queue_that_the_writer_empties_meanwhile_breaks_no_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.access_log.MOST_PENDING", 0)  # full when looked at, empty when the oldest is taken
+    with AccessLog(str(tmp_path / "log")) as access_log:
+        access_log.add(Line(0.0, "Call", "OK", 0.1, "peer", "", 0))
+    assert codes(tmp_path / "log") == ["OK"]
 
 
 def test_an_access_log_that_cannot_be_opened_is_one_line(bundles: Path, tmp_path: Path) -> None:
