@@ -29,22 +29,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from esr_trainer.quotas import quotas
+from esr_trainer.quotas import LEAST_HEADS, ROUNDING, WIDEST, quotas
 
-HEADS = 6
-"""Items followed exactly; each one more doubles the sets."""
+HEADS = LEAST_HEADS
+"""Items followed exactly while learning."""
 
 ONE_BY_ONE = 4
 """Largest quota that is drawn one by one, below HEADS: the last draw must find heads that are left."""
 
 WIDE = 50.0
 """Logits of one expert that lie further apart than this need float64: products of two ratios must fit."""
-
-WIDEST = 340.0
-"""Logits of one expert that lie further apart than this do not fit float64 either."""
-
-ROUNDING = 2e-6
-"""By more than this no chance exceeds 1, and no sum K (per position), unless too few items were left for the dust."""
 
 
 class Race(NamedTuple):
@@ -75,12 +69,13 @@ def has_closed_form(num_items: int, num_candidates: int, num_experts: int) -> bo
     return is_small and (num_candidates < num_items <= HEADS or 2 * num_candidates <= num_items)
 
 
-def races(logits: Tensor, num_candidates: int) -> tuple[list[Race], Tensor]:
+def races(logits: Tensor, num_candidates: int, num_heads: int = HEADS) -> tuple[list[Race], Tensor]:
     """Draw after draw, expert after expert: pi(a) = sum_m e^lead_m(a) gain_m(a).
 
     Args:
         logits: (B, M, N), finite, with N and K that have the closed form.
         num_candidates: K.
+        num_heads: J, of at most N.
 
     Returns:
         One race per expert that owns a position, and whether the closed form holds for a context, (B,): not so where
@@ -90,7 +85,7 @@ def races(logits: Tensor, num_candidates: int) -> tuple[list[Race], Tensor]:
     if width.max() > WIDE:
         logits = logits.double()
     batch, num_experts, num_items = logits.shape
-    num_heads = min(HEADS, num_items)
+    num_heads = min(num_heads, num_items)
     chances = logits.new_zeros((batch, 1 << num_heads), dtype=torch.float64)
     chances[:, 0] = 1.0
     heads = torch.arange(num_heads, device=logits.device).expand(batch, -1)  # all left: as good as any

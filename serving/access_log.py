@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 from collections import deque
+from contextlib import suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -68,8 +69,9 @@ class AccessLog:
         if self._descriptor is None:
             return
         if len(self._pending) >= MOST_PENDING:
-            self._pending.popleft()
-            ACCESS_LOG_LOST.inc()
+            with suppress(IndexError):  # the writer took them all meanwhile
+                self._pending.popleft()
+                ACCESS_LOG_LOST.inc()
         self._pending.append(line)
 
     def __enter__(self) -> Self:

@@ -93,7 +93,10 @@ def read_token(path: Path | None) -> str | None:
 
 
 class BearerToken(grpc.aio.ServerInterceptor):
-    """Lets calls through that carry the token; others are UNAUTHENTICATED before their message is parsed."""
+    """Lets calls through that carry the token; others are UNAUTHENTICATED before their message is parsed.
+
+    A method that there is not is UNIMPLEMENTED for everybody.
+    """
 
     def __init__(self, token: str) -> None:
         self._expected = f"Bearer {token}".encode()
@@ -105,11 +108,13 @@ class BearerToken(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """Compare in a time that does not depend on where the token differs."""
-        if not handler_call_details.method.startswith(EXEMPT):
-            given = [value for name, value in handler_call_details.invocation_metadata if name == "authorization"]
-            if len(given) != 1 or not hmac.compare_digest(as_bytes(given[0]), self._expected):
-                return self._refusal
-        return await continuation(handler_call_details)
+        handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith(EXEMPT):
+            return handler  # None: a refusal would make a method of whatever name a caller invents
+        given = [value for name, value in handler_call_details.invocation_metadata if name == "authorization"]
+        if len(given) != 1 or not hmac.compare_digest(as_bytes(given[0]), self._expected):
+            return self._refusal
+        return handler
 
 
 def as_bytes(value: str | bytes) -> bytes:

@@ -83,6 +83,8 @@ class Supervisor:
         """Have every worker drain, and wait for its end."""
         for keeper in self._keepers:
             keeper.cancel()
+        if not self.running:
+            return
         processes = [worker.process for worker in self.running.values()]
         for process in processes:
             with suppress(ProcessLookupError):
@@ -98,6 +100,7 @@ class Supervisor:
     async def _start(self, slot: int) -> Started:
         socket = self._directory / f"worker-{slot}.sock"
         socket.unlink(missing_ok=True)
+        chosen = self.chosen
         reading, writing = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -106,6 +109,9 @@ class Supervisor:
                 pass_fds=(writing,),
                 env={**os.environ, "OMP_NUM_THREADS": "1", "PROMETHEUS_MULTIPROC_DIR": str(self._directory)},
             )
+        except BaseException:
+            os.close(reading)
+            raise
         finally:
             os.close(writing)
         self.running[slot] = Running(process, socket)
@@ -115,7 +121,7 @@ class Supervisor:
             ),
             supervisor=os.getpid(),
             admin_socket=socket,
-            chosen=(chosen := self.chosen),
+            chosen=chosen,
             answer=writing,
         )
         assert process.stdin is not None

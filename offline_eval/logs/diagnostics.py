@@ -20,8 +20,8 @@ LARGEST_SHARE = 0.1
 LEAST_SUPPORT = 0.95
 """Least share of rounds that the candidate may have shown."""
 TOLERATED = 0.05
-"""How far a mean that should be 1 (or N, in units of N) may lie from its interval: the closed form of the inclusion
-probabilities is itself off by a few percent where quotas are small."""
+"""How far a mean that should be 1 (or N, in units of N) may lie from its interval: the inclusion
+probabilities are themselves off by about a percent where K is 9 or more, and weights by more where the LSR picks."""
 
 
 class Running:

@@ -12,9 +12,9 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from esr_trainer.drawn_inclusion import log_drawn_inclusion
 from esr_trainer.environments import open_world
 from esr_trainer.estimators import v
-from esr_trainer.inclusion import log_inclusion_probabilities
 from esr_trainer.late_stage_rankers import LATE_STAGE_RANKERS
 from esr_trainer.policy import sample_candidates
 from esr_trainer.synthetic import synthetic_world
@@ -124,7 +124,7 @@ def two_stage_logs(arena: Arena, logits: np.ndarray, num_rounds: int, seed: int,
     """K candidates drawn as a server does, of which a late-stage ranker shows L."""
     table = torch.from_numpy(logits)[:, None]  # (C, 1, N)
     contexts, candidates, slate = show(arena.world, table, num_rounds, seed, lsr)
-    log_inclusion = log_inclusion_probabilities(table, NUM_CANDIDATES)[contexts]
+    log_inclusion = log_drawn_inclusion(table, NUM_CANDIDATES)[contexts]
     log_set = v(table[contexts], slate[:, :1], candidates)[:, 0].numpy()
     rows, items = contexts.numpy(), slate.numpy()
     page = LoggedRounds(

@@ -14,8 +14,8 @@ import torch
 from esr_trainer.checkpoint import Checkpoint
 from esr_trainer.command_line import UsageError
 from esr_trainer.config import SlotWeightsName
+from esr_trainer.drawn_inclusion import log_drawn_inclusion
 from esr_trainer.estimators import v
-from esr_trainer.inclusion import log_inclusion_probabilities
 from esr_trainer.slots import SLOT_WEIGHTS
 from offline_eval.logs.logged_rounds import LoggedRounds
 from offline_eval.logs.slate_probabilities import log_of_slots, log_of_slots_alone
@@ -183,7 +183,7 @@ class Weigher:
             for block, unique, place in self.blocks(contexts[alike]):
                 rows = alike[block]
                 logits = torch.from_numpy(self.policy.logits(unique))
-                inclusion = log_inclusion_probabilities(logits, num_candidates).numpy()
+                inclusion = log_drawn_inclusion(logits, num_candidates).numpy()
                 log_inclusion[rows] = gathered(inclusion, place, slate[rows])
                 drawn = candidates[rows, :num_candidates]
                 known = (drawn >= 0).all(axis=1)  # what is not in the catalogue is never drawn
@@ -207,7 +207,7 @@ class Weigher:
         contexts, inclusion = self.context_rows(page.contexts)[rows], np.empty((len(rows), num_items))
         for block, unique, place in self.blocks(contexts):
             logits = torch.from_numpy(self.policy.logits(unique))
-            inclusion[block] = log_inclusion_probabilities(logits, num_candidates).exp().numpy()[place]
+            inclusion[block] = log_drawn_inclusion(logits, num_candidates).exp().numpy()[place]
         is_candidate = np.zeros(inclusion.shape, dtype=bool)
         np.put_along_axis(is_candidate, candidates[rows, :num_candidates], True, axis=1)
         return inclusion, is_candidate

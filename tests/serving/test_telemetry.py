@@ -6,6 +6,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serving.access_log import AccessLog
+from serving.access_log import AccessLog, Line
 from serving.current_call import describe_call
 from serving.gate import Gate
 from serving.reports import Reports
@@ -95,6 +96,20 @@ def test_calls_are_counted_timed_and_logged(bundles: Path, tmp_path: Path) -> No
         assert secret not in log.read_text()
 
 
+@pytest.mark.parametrize("needs_token", [False, True])
+def test_invented_methods_add_one_series(needs_token: bool, bundles: Path, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a-token-that-is-long-enough")
+    options = ("--token-file", str(tmp_path / "token")) if needs_token else ()
+    with started(bundles, "--metrics-port", "0", *options) as (_, facts), own_channel(facts["address"]) as channel:
+        before = scrape(facts["metrics_address"]).keys()
+        methods = [channel.unary_unary(f"/esr.v1.RetrievalService/Invented{number}") for number in range(50)]
+        assert {code_of(partial(method, b"")) for method in methods} == {"UNIMPLEMENTED"}
+        samples = scrape(facts["metrics_address"])
+    added = {key for key in samples.keys() - before if key[0] != "esr_requests_created"}
+    assert added == {("esr_requests_total", "UNIMPLEMENTED", "unknown")}
+    assert samples["esr_requests_total", "UNIMPLEMENTED", "unknown"] == 50
+
+
 def test_a_full_disk_breaks_no_call(bundles: Path) -> None:
     with started(bundles, "--metrics-port", "0", "--access-log", "/dev/full") as (process, facts):
         stub = retrieval(facts["address"])
@@ -122,6 +137,15 @@ def test_a_rotated_access_log_is_begun_anew(bundles: Path, tmp_path: Path) -> No
         process.terminate()
         assert process.wait(timeout=30) == 0
     assert [len(path.read_text().splitlines()) for path in (moved, log)] == [1, 1]
+
+
+def test_a_full_queue_that_the_writer_empties_meanwhile_breaks_no_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.access_log.MOST_PENDING", 0)  # full when looked at, empty when the oldest is taken
+    with AccessLog(str(tmp_path / "log")) as access_log:
+        access_log.add(Line(0.0, "Call", "OK", 0.1, "peer", "", 0))
+    assert codes(tmp_path / "log") == ["OK"]
 
 
 def test_an_access_log_that_cannot_be_opened_is_one_line(bundles: Path, tmp_path: Path) -> None:

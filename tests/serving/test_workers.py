@@ -1,8 +1,10 @@
 """Several real processes on one port: killed, switched, counted and drained as one server."""
 
+import asyncio
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import grpc
 import pytest
 
 from serving import client
+from serving.server_options import ServerOptions
+from serving.workers import Supervisor
 from tests.conftest import run_module, started
 from tests.serving.live import Admin, is_running, load_on, publish, wait_until
 from tests.serving.test_telemetry import scrape
@@ -128,3 +132,21 @@ def test_nothing_outlives_a_supervisor_that_was_killed(
         process.kill()
         wait_until(lambda: not any(is_running(pid) for pid in facts["worker_pids"]))
         wait_until(lambda: not list(tmp_path.glob("esr-*")))
+
+
+def test_a_spawn_that_fails_is_the_error_that_is_told_and_leaks_nothing(
+    bundles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> list[int]:
+        supervisor = Supervisor(ServerOptions(root=bundles, workers=2), tmp_path)
+        descriptors = []
+        for _ in range(4):
+            with pytest.raises(FileNotFoundError, match="no-such-python"):
+                await supervisor.start()
+            await supervisor.stop()
+            descriptors.append(len(os.listdir("/proc/self/fd")))
+        return descriptors
+
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "no-such-python"))
+    descriptors = asyncio.run(run())
+    assert descriptors == [descriptors[0]] * 4
