@@ -10,6 +10,7 @@ from serving.client_commands import Health, Retrieve, VersionsCommand
 from serving.errors import ServingError
 from serving.log_commands import Log
 from serving.publish_commands import Export, Items
+from serving.record_command import Record
 from serving.serve_command import Serve
 
 
@@ -24,6 +25,8 @@ class Serving(Options):
     """Answer over gRPC with the highest version of a bundle root."""
     retrieve: CliSubCommand[Retrieve]
     """Ask a server for the candidates of one context."""
+    record: CliSubCommand[Record]
+    """Send an answer back with what it earned."""
     log: CliSubCommand[Log]
     """Look into a feedback log, or export it."""
     health: CliSubCommand[Health]

@@ -99,6 +99,16 @@ def retrieve_response(
     return connection.call(lambda channel: retrieval_pb2_grpc.RetrievalServiceStub(channel).Retrieve, request)
 
 
+def record_feedback(connection: Connection, request: Any) -> bool:
+    """Send a RecordFeedbackRequest; whether it is new.
+
+    Raises:
+        CallError: one line with the status and the server's message.
+    """
+    stub = retrieval_pb2_grpc.RetrievalServiceStub
+    return bool(connection.call(lambda channel: stub(channel).RecordFeedback, request).is_new)
+
+
 def check_serving(connection: Connection, service: str) -> None:
     """Ask a server once, by grpc.health.v1, whether a service serves.
 

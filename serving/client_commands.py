@@ -50,37 +50,26 @@ class Retrieve(ClientCommand):
         from rich.table import Table
 
         from serving.client import retrieve_response
+        from serving.shown_answer import ShownAnswer
 
-        answer = retrieve_response(
+        response = retrieve_response(
             self.connection(), self.context_id, self.num_candidates, self.num_slots, self.exclude, self.seed
         )
-        columns = {
-            "item_ids": list(answer.item_ids),
-            "scores": list(answer.scores),
-            "experts": list(answer.experts),
-            "inclusion_propensities": list(answer.inclusion_propensities),
-        }
+        answer = ShownAnswer.of(response)
         slot_of = {position: slot for slot, position in enumerate(answer.slate, start=1)}
-        propensities = columns["inclusion_propensities"] or [None] * len(columns["item_ids"])
+        propensities = answer.inclusion_propensities or [None] * len(answer.item_ids)
         table = Table(
             *("position", "item", "logit", "expert", "propensity", "slot"),
             title=f"{answer.model_id}, version {answer.model_version}",
         )
-        for position, (item, score, expert) in enumerate(
-            zip(columns["item_ids"], columns["scores"], columns["experts"], strict=True)
-        ):
+        columns = zip(answer.item_ids, answer.scores, answer.experts, strict=True)
+        for position, (item, score, expert) in enumerate(columns):
             chance = propensities[position]
             slot = str(slot_of.get(position, ""))
             shown = "" if chance is None else f"{chance:.4f}"
             table.add_row(str(position + 1), item, f"{score:.4f}", str(expert), shown, slot)
         show(table)
-        return {
-            "model_id": answer.model_id,
-            "model_version": answer.model_version,
-            "request_id": answer.request_id,
-            **columns,
-            "slate": list(answer.slate),
-        }
+        return answer.model_dump()
 
 
 class Health(ClientCommand):
