@@ -22,6 +22,16 @@ class BundleFile(BaseModel):
     size: int = Field(ge=0)
 
 
+def files_of(directory: Path) -> dict[str, BundleFile]:
+    """Every file that is there, for a manifest that is written last."""
+    found = {}
+    for path in sorted(directory.iterdir()):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path.name] = BundleFile(sha256=digest, size=path.stat().st_size)
+    return found
+
+
 def verified_bytes(directory: Path, files: Mapping[str, BundleFile], name: str) -> bytes:
     """One file's bytes, after their size and SHA-256 were checked."""
     return verified_array(directory, files, name).tobytes()

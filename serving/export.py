@@ -20,7 +20,7 @@ from esr_trainer.vocabularies import Vocabulary, vocabularies_to_json
 from esr_trainer.whole_directory import next_numbered, sha256, written_whole
 from serving import bundle
 from serving.bundle import Manifest
-from serving.bundle_files import BundleFile
+from serving.bundle_files import files_of
 from serving.export_check import NUM_CHECKED, check_served_is_trained, spread
 from serving.export_ranker import write_ranker
 from serving.export_tower import ExportedTower, write_tower
@@ -147,9 +147,7 @@ def write_manifest(directory: Path, checkpoint: Checkpoint, policy: EarlyStageRa
         ef_search=built.ef_search,
         recall=built.recall,
         dtype="float32",
-        files={
-            path.name: BundleFile(sha256=sha256(path), size=path.stat().st_size) for path in sorted(directory.iterdir())
-        },
+        files=files_of(directory),
     )
     (directory / bundle.MANIFEST).write_text(manifest.model_dump_json(indent=2))
 

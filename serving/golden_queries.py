@@ -4,6 +4,7 @@ Axes: Q queries, K candidates.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +18,12 @@ SWAPPED = 0.02
 """Share of the golden queries' items that may differ: items whose scores tie can swap on another processor."""
 ROWS = 1 << 40
 """More than an index has rows: (query, row) pairs as one number."""
+
+
+def write_golden_answers(path: Path, contexts: np.ndarray, answers: Sequence[Picked]) -> None:
+    """Write an exact index's answers to some contexts, (Q,)."""
+    candidates, scores = (np.stack(parts) for parts in list(zip(*answers, strict=True))[:2])
+    np.savez(path, allow_pickle=False, contexts=contexts, candidates=candidates, scores=scores)
 
 
 def check_answers(picked: Sequence[Picked], golden: Mapping[str, np.ndarray], num_experts: int, recall: float) -> None:

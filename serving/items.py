@@ -20,15 +20,13 @@ from esr_trainer.vocabularies import Categories, EncodedText, Vocabulary, padded
 from esr_trainer.whole_directory import next_numbered, sha256
 from serving import bundle
 from serving.bundle import Bundle, Manifest, load_bundle
-from serving.bundle_files import BundleFile, check_hash, verified_bytes
+from serving.bundle_files import check_hash, files_of, verified_bytes
 from serving.expert_index import FaissExpert
-from serving.golden_queries import check_answers
+from serving.golden_queries import check_answers, write_golden_answers
 from serving.index_building import BuiltIndex, exact_index, measured, tune, with_other_items, write_index
 
 NUM_TUNING = 512
 """Contexts that the search is tuned on, spread evenly, without the golden queries."""
-RANKER = "ranker.onnx"
-"""A late-stage ranker that may name items by row."""
 
 
 class Change(NamedTuple):
@@ -188,13 +186,7 @@ def write_version(directory: Path, source: Path, parent: Bundle, change: Change,
     built = measured(built, queries, manifest.num_candidates, min_recall)
     write_index(directory, built)
     exact = exact_index(built.embeddings).pick(queries, manifest.num_candidates)
-    np.savez(
-        directory / bundle.GOLDEN,
-        allow_pickle=False,
-        contexts=golden,
-        candidates=np.stack([answer.rows for answer in exact]),
-        scores=np.stack([answer.scores for answer in exact]),
-    )
+    write_golden_answers(directory / bundle.GOLDEN, golden, exact)
     write_manifest(directory, parent, built)
 
 
@@ -213,10 +205,12 @@ def check_ranker(source: Path, manifest: Manifest) -> None:
     Raises:
         UsageError: there is such a ranker.
     """
-    if RANKER in manifest.files:
-        inputs = session(verified_bytes(source, manifest.files, RANKER)).get_inputs()
+    if bundle.RANKER in manifest.files:
+        inputs = session(verified_bytes(source, manifest.files, bundle.RANKER)).get_inputs()
         if any(node.name == "item_rows" for node in inputs):
-            raise UsageError(f"items: {RANKER} names items by row, and the rows change; give it item_ids to use this")
+            raise UsageError(
+                f"items: {bundle.RANKER} names items by row, and the rows change; give it item_ids to use this"
+            )
 
 
 def write_manifest(directory: Path, parent: Bundle, built: BuiltIndex) -> None:
@@ -228,9 +222,7 @@ def write_manifest(directory: Path, parent: Bundle, built: BuiltIndex) -> None:
         "nprobe": built.nprobe,
         "ef_search": built.ef_search,
         "recall": built.recall,
-        "files": {
-            path.name: BundleFile(sha256=sha256(path), size=path.stat().st_size) for path in sorted(directory.iterdir())
-        },
+        "files": files_of(directory),
     }
     manifest = parent.manifest.model_copy(update=changed)
     (directory / bundle.MANIFEST).write_text(manifest.model_dump_json(indent=2))

@@ -123,16 +123,20 @@ async def serve(
         watching = asyncio.create_task(watch(versions, is_ready, options.poll_seconds))
         await stopping.wait()
         watching.cancel()
+        await drain(server, gate, is_ready, options)
 
-        log.info("draining")
-        is_ready.set(False)
-        await asyncio.sleep(options.drain_delay)
-        await gate.close(options.drain_seconds)
-        is_ready.end_watches()
-        stopped = asyncio.create_task(server.stop(STREAM_SECONDS))
-        await asyncio.sleep(0)  # connections are told first that the server goes, or the released would come again
-        gate.release()
-        await stopped
+
+async def drain(server: grpc.aio.Server, gate: Gate, is_ready: Health, options: ServerOptions) -> None:
+    """Stop being ready, finish what was accepted, then end."""
+    log.info("draining")
+    is_ready.set(False)
+    await asyncio.sleep(options.drain_delay)
+    await gate.close(options.drain_seconds)
+    is_ready.end_watches()
+    stopped = asyncio.create_task(server.stop(STREAM_SECONDS))
+    await asyncio.sleep(0)  # connections are told first that the server goes, or the released would come again
+    gate.release()
+    await stopped
 
 
 def served(versions: Versions) -> tuple[str, int, str]:

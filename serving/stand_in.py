@@ -11,11 +11,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from esr_trainer.command_line import UsageError
-from esr_trainer.whole_directory import next_numbered, sha256
+from esr_trainer.whole_directory import next_numbered
 from serving import bundle
 from serving.bench_index import STAND_IN, stand_in_embeddings
 from serving.bundle import Manifest
-from serving.bundle_files import BundleFile
+from serving.bundle_files import files_of
+from serving.golden_queries import write_golden_answers
 from serving.index_building import (
     BuiltIndex,
     IndexName,
@@ -73,13 +74,7 @@ def write_bundle(
     (directory / bundle.VOCABULARIES).write_text(json.dumps({"context": {}, "item": {}}))
     (directory / "MODEL_CARD.md").write_text(f"# Not a model\n\nFor measurements: {STAND_IN}.\n")
     exact = exact_index(built.embeddings).pick(contexts[golden], num_candidates)
-    np.savez(
-        directory / bundle.GOLDEN,
-        allow_pickle=False,
-        contexts=golden,
-        candidates=np.stack([picked.rows for picked in exact]),
-        scores=np.stack([picked.scores for picked in exact]),
-    )
+    write_golden_answers(directory / bundle.GOLDEN, golden, exact)
     manifest = Manifest(
         schema_version=bundle.SCHEMA_VERSION,
         model_id=model_id,
@@ -96,9 +91,7 @@ def write_bundle(
         ef_search=built.ef_search,
         recall=built.recall,
         dtype="float32",
-        files={
-            path.name: BundleFile(sha256=sha256(path), size=path.stat().st_size) for path in sorted(directory.iterdir())
-        },
+        files=files_of(directory),
     )
     (directory / bundle.MANIFEST).write_text(manifest.model_dump_json(indent=2))
 
