@@ -46,6 +46,11 @@ from esr_trainer.training import Place, Played
 class SampledShardedTrainer(ShardedTrainer, SampledTrainer):
     """A run of which every process has a block of the items, and of a step's work a share."""
 
+    def __post_init__(self) -> None:
+        """Begin with no index; items are sought where their rows are."""
+        super().__post_init__()
+        assert self.policy.item_tower.placement.rows == tuple(self.policy.item_tower.blocks)
+
     @classmethod
     def play(cls, learners: Sequence[Self]) -> Played:
         """The round of the run, over samples of everybody's items."""
