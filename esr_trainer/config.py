@@ -326,7 +326,8 @@ class TrainConfig(Options):
     """Seed of the initial tables and of every draw."""
     device: DeviceName = "cpu"
     """Where the run computes and draws; the draws, and so the run, differ from one to the other. On `cuda` sums may
-    differ in rounding from run to run, and features must be ids alone."""
+    differ in rounding from run to run, and features must be ids alone; from 20,000 items on, `top1`, `ca-swr`, `v-swr`
+    and `ca-poisson` store no logits of the whole catalogue if the extra [gpu] is installed."""
     evaluate_every: PositiveInt = 100
     """Steps between two evaluations on all contexts."""
     checkpoint_every: PositiveInt = 500
