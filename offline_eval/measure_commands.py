@@ -88,8 +88,13 @@ class Runtime(Command):
         count = len(KINDS[self.device]) * len(self.sizes)
         rows = list(track(timed, "timing", count, console=Console(stderr=True)))
         show(rich_table(scale_grid(rows, peaks)))
-        command = f"python -m offline_eval runtime --scale --repeats {self.repeats} --device {self.device}"
-        result = {**provenance(command), "peaks": peaks._asdict(), "rows": [row._asdict() for row in rows]}
+        sizes = ",".join(map(str, self.sizes))
+        how = f"--sizes {sizes} --repeats {self.repeats} --device {self.device}"
+        result = {
+            **provenance(f"python -m offline_eval runtime --scale {how}"),
+            "peaks": peaks._asdict(),
+            "rows": [row._asdict() for row in rows],
+        }
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "scale.json").write_text(json.dumps(result, indent=1))
         save(scale_figure(rows), self.out / "scale", endings(False))
