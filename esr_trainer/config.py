@@ -1,6 +1,7 @@
 """The settings that decide a run; each is named once, here, and is a command-line option and a key of a YAML file."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -46,6 +47,13 @@ SUMS_TO_K = ("ca-poisson", "ca-heads")
 
 FOLLOWS_WHOLE_ITEMS = ("ca-heads",)
 """Estimators without a form for a sample of the catalogue."""
+
+FUSED = ("top1", "ca-swr", "v-swr", "ca-poisson")
+"""Estimators that ask of the catalogue no more than sums and single items, which the fused path has."""
+
+FUSED_CATALOGUE = 20_000
+"""Items from which a step on CUDA is fused: the default step's logits, 4 B N of 4 bytes, are 41 MB there, about the
+cache of a current device; below, an array of them costs little, and there is less to start. Not measured."""
 
 LARGE_CATALOGUE = 50_000
 """Items above which `--catalogue auto` samples."""
@@ -318,7 +326,8 @@ class TrainConfig(Options):
     """Seed of the initial tables and of every draw."""
     device: DeviceName = "cpu"
     """Where the run computes and draws; the draws, and so the run, differ from one to the other. On `cuda` sums may
-    differ in rounding from run to run, and features must be ids alone."""
+    differ in rounding from run to run, and features must be ids alone; from 20,000 items on, `top1`, `ca-swr`, `v-swr`
+    and `ca-poisson` store no logits of the whole catalogue if the extra [gpu] is installed."""
     evaluate_every: PositiveInt = 100
     """Steps between two evaluations on all contexts."""
     checkpoint_every: PositiveInt = 500
@@ -360,6 +369,11 @@ class TrainConfig(Options):
         """Whether a step goes through a sample of N items."""
         is_large = self.catalogue == "auto" and self.device == "cpu" and num_items > LARGE_CATALOGUE
         return self.catalogue == "sampled" or is_large
+
+    def fuses(self, num_items: int) -> bool:
+        """Whether a step goes through all of N items without storing their logits."""
+        is_worth_it = self.device == "cuda" and num_items >= FUSED_CATALOGUE
+        return is_worth_it and self.estimator in FUSED and find_spec("triton") is not None
 
     @property
     def head_size(self) -> int:

@@ -16,13 +16,14 @@ Axes: B batch, M experts, N items, J any items.
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from esr_trainer.quotas import quotas
-from esr_trainer.shards import WHOLE, Logits, Shards, parts_of
+from esr_trainer.shards import WHOLE, Logits, Shards, SummedLogits, parts_of
 from esr_trainer.sharp_races import Arrivals, hard_gradient, log_arrival_probability, polish
 
 CROWDED = 0.9
@@ -69,6 +70,9 @@ def log_stopping_times(logits: Logits, num_candidates: int, log_weight: Tensor |
     Returns:
         (B, min(M, K)), float64; where everything is in, K = N, times at which every item has long arrived.
     """
+    if isinstance(logits, SummedLogits):
+        assert logits.log_times.shape[1], "they were asked for"
+        return logits.log_times
     here, shards = parts_of(logits)
     if num_candidates == logits.shape[2] and log_weight is None:
         num_races = min(logits.shape[1], num_candidates)
@@ -153,16 +157,40 @@ def solve(rates: Tensor, left: Tensor | None, size: int, out: Tensor, shards: Sh
     weights = (rates - largest).exp_()
     mass = weights if left is None else weights * left
     total, squares = shards.sum(mass.sum(dim=1), torch.linalg.vecdot(weights, mass))
-    crowding = (squares * (size / total.square())).clamp_(max=CROWDED)
-    log_times = (-torch.log1p(-crowding) / crowding * (size / total)).log()
-    for _ in range(MAX_STEPS):
+
+    def sums(log_times: Tensor) -> tuple[Tensor, ...]:
         exposed = weights * -log_times.exp()[:, None]  # -z
         came = torch.expm1(exposed)
         if left is not None:
             came *= left
         arrived = -came.sum(dim=1)
         flow = came.add_(1 if left is None else left).mul_(exposed)
-        arrived, slope, curve = shards.sum(arrived, -flow.sum(dim=1), torch.linalg.vecdot(exposed, flow))
+        return shards.sum(arrived, -flow.sum(dim=1), torch.linalg.vecdot(exposed, flow))
+
+    log_times, is_solved = halley(sums, first_guess(total, squares, size), size)
+    torch.mul(weights, log_times.exp()[:, None], out=out)
+    return log_times.double() - largest[:, 0], is_solved
+
+
+def first_guess(total: Tensor, squares: Tensor, size: int) -> Tensor:
+    """log tau, exact for n equal items, n = (sum w)^2 / sum w^2: (B,), (B,) -> (B,)."""
+    crowding = (squares * (size / total.square())).clamp_(max=CROWDED)
+    return (-torch.log1p(-crowding) / crowding * (size / total)).log()
+
+
+def halley(sums: Callable[[Tensor], tuple[Tensor, ...]], log_times: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Halley's iteration on the logarithm of both sides of sum_a left(a) (1 - e^-z(a)) = size.
+
+    Args:
+        sums: log tau -> the left side, its derivative sum_a left z e^-z, and sum_a left z^2 e^-z, (B,) each.
+        log_times: first guess, (B,).
+        size: expected arrivals.
+
+    Returns:
+        log tau and whether it is the solution, (B,) each.
+    """
+    for _ in range(MAX_STEPS):
+        arrived, slope, curve = sums(log_times)
         excess, rise = (arrived / size).log(), slope / arrived
         bend = (slope - curve) / arrived - rise.square()
         step = -2 * excess * rise / (2 * rise.square() - excess * bend)
@@ -171,5 +199,4 @@ def solve(rates: Tensor, left: Tensor | None, size: int, out: Tensor, shards: Sh
         is_solved = (step.abs() < LAST) & is_even
         if (is_solved | ~is_even).all():
             break
-    torch.mul(weights, log_times.exp()[:, None], out=out)
-    return log_times.double() - largest[:, 0], is_solved
+    return log_times, is_solved

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esr_trainer.shards import Logits, ShardedLogits, Shards, parts_of
+from esr_trainer.shards import WHOLE, Logits, ShardedLogits, Shards, SummedLogits, in_one_piece, parts_of
 
 WIDEST = 600.0
 """Logits of taken items further than this below the largest count as this far: e^-600 is still a float64."""
@@ -22,12 +22,16 @@ WIDEST = 600.0
 
 def gather_items(logits: Logits, items: Tensor) -> Tensor:
     """Every expert's logits of some items: (B, M, N), (B, J) -> (B, M, J)."""
+    if isinstance(logits, SummedLogits):
+        return WHOLE.pick(logits.picked, items)
     parts = parts_of(logits)
     return parts.shards.pick(parts.here, items)
 
 
 def log_softmax_of(logits: Logits, items: Tensor) -> Tensor:
     """Every expert's log softmax of some items: (B, M, N), (B, J) -> (B, M, J)."""
+    if isinstance(logits, SummedLogits):
+        return gather_items(logits, items) - logits.log_normaliser[:, :, None]
     parts = parts_of(logits)
     log_softmax: Tensor = _LogSoftmaxOf.apply(parts.here, items, parts.shards)  # type: ignore[no-untyped-call]
     return log_softmax
@@ -65,6 +69,8 @@ def entropy(logits: Logits, log_weight: Tensor | None = None) -> Tensor:
     Returns:
         (B, M).
     """
+    if isinstance(logits, SummedLogits):
+        return logits.entropy
     parts = parts_of(logits)
     found: Tensor = _Entropy.apply(parts.here, log_weight, parts.shards)  # type: ignore[no-untyped-call]
     return found
@@ -76,7 +82,7 @@ def weighed(logits: Logits, log_weight: Tensor | None) -> Logits:
         return logits
     if isinstance(logits, ShardedLogits):
         return replace(logits, here=logits.here + log_weight[:, None])
-    return logits + log_weight[:, None]
+    return in_one_piece(logits) + log_weight[:, None]
 
 
 class _LogSoftmaxOf(torch.autograd.Function):

@@ -11,6 +11,7 @@ from esr_trainer.checkpoint import Checkpoint, Grounds, checkpoints, enter_run, 
 from esr_trainer.command_line import UsageError
 from esr_trainer.config import Resume, TrainConfig, misuse_of_sample
 from esr_trainer.environments import open_world
+from esr_trainer.fused_training import FusedTrainer
 from esr_trainer.learner import Learner
 from esr_trainer.log_training import Ground, resume_from_log, stand_on, start_from_log
 from esr_trainer.logged_batches import Log, Parts, hold_out, open_log, positives_of
@@ -78,8 +79,10 @@ class InWorld(Settled):
 
     @property
     def kind(self) -> type[Trainer]:
-        """Whether its steps go through the whole catalogue."""
-        return SampledTrainer if self.config.samples(self.world.num_items) else Trainer
+        """Whether its steps go through the whole catalogue, and store its logits."""
+        if self.config.samples(self.world.num_items):
+            return SampledTrainer
+        return FusedTrainer if self.config.fuses(self.world.num_items) else Trainer
 
 
 @dataclass(frozen=True)

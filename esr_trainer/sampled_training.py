@@ -21,12 +21,12 @@ from torch import Tensor
 from esr_trainer.catalogue_index import CatalogueIndex
 from esr_trainer.catalogue_sample import Columns, columns_of, head_of, lazy_candidates
 from esr_trainer.config import TrainConfig
-from esr_trainer.interaction import show, side_by_side
+from esr_trainer.interaction import show
 from esr_trainer.lazy_rows import LAZY_OPTIMIZERS, pick, rows_of
 from esr_trainer.policy import in_turn
 from esr_trainer.policy_value import System, replay
 from esr_trainer.towers import EarlyStageRanker, Tower
-from esr_trainer.training import Place, Played, Trainer
+from esr_trainer.training import Place, Played, Trainer, played_together
 
 
 @dataclass(kw_only=True)
@@ -43,10 +43,7 @@ class SampledTrainer(Trainer):
     @classmethod
     def play(cls, learners: Sequence[Self]) -> Played:
         """The rounds of R runs, each over samples of its own."""
-        contexts, logits, rounds, places = zip(*(learner.play_alone() for learner in learners), strict=True)
-        slates, candidates, log_weights = zip(*places, strict=True)
-        place = Place(torch.cat(slates), torch.cat(candidates), torch.cat(log_weights))
-        return Played(torch.cat(contexts), torch.cat(logits), side_by_side(rounds), place)
+        return played_together([learner.play_alone() for learner in learners])
 
     def play_alone(self) -> Played:
         """One round."""

@@ -6,6 +6,7 @@ catalogue that is in one piece and for one whose items are shared out among proc
 Axes: B batch, M experts, N items, H of them here, J any items, K candidates.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -130,8 +131,59 @@ class ShardedCatalogue(ShardedLogits):
     shards: SharedCatalogue
 
 
-Logits = Tensor | ShardedLogits
-"""The catalogue's logits, (B, M, N), in one piece or shared out."""
+@dataclass(frozen=True)
+class SummedLogits:
+    """What is left of logits, (B, M, N), that were never stored: sums over all items, and the logits of J columns.
+
+    The items that a formula names are columns. What needs more of the catalogue than is here has no form for it.
+    """
+
+    num_items: int
+    """N."""
+    picked: Tensor
+    """The columns' logits, (B, M, J)."""
+    log_normaliser: Tensor
+    """log sum_a e^f(a), (B, M)."""
+    entropy: Tensor
+    """Of every expert's softmax, (B, M)."""
+    log_times: Tensor
+    """log tau of the experts that own a position (`esr_trainer.inclusion`), (B, min(M, K)) float64; or (B, 0)."""
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.picked)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B, M, N)."""
+        return torch.Size((*self.picked.shape[:2], self.num_items))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of every logit."""
+        return self.picked.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.picked.device
+
+    @property
+    def values(self) -> tuple[Tensor, ...]:
+        """All that is here."""
+        return self.picked, self.log_normaliser, self.entropy, self.log_times
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "SummedLogits":
+        """The same change of all that is here."""
+        return SummedLogits(self.num_items, *map(change, self.values))
+
+    def detach(self) -> "SummedLogits":
+        """Without their history."""
+        return self.each(torch.Tensor.detach)
+
+
+Logits = Tensor | ShardedLogits | SummedLogits
+"""The catalogue's logits, (B, M, N), in one piece or shared out, or what is left of them."""
 
 
 class Parts(NamedTuple):
@@ -143,7 +195,13 @@ class Parts(NamedTuple):
 
 
 def parts_of(logits: Logits) -> Parts:
-    """The logits that are here, and what speaks for the others."""
+    """The logits that are here, and what speaks for the others.
+
+    Raises:
+        TypeError: they were never stored.
+    """
+    if isinstance(logits, SummedLogits):
+        raise TypeError("these logits were never stored")
     return Parts(logits.here, logits.shards) if isinstance(logits, ShardedLogits) else Parts(logits, WHOLE)
 
 
@@ -151,6 +209,8 @@ def of_experts(logits: Logits, count: int) -> Logits:
     """The logits of the first experts."""
     if isinstance(logits, ShardedLogits):
         return replace(logits, here=logits.here[:, :count])
+    if isinstance(logits, SummedLogits):
+        return logits.each(lambda values: values[:, :count])
     return logits[:, :count]
 
 
@@ -159,18 +219,32 @@ def of_runs(logits: Logits, count: int) -> tuple[Logits, ...]:
     if isinstance(logits, ShardedLogits):
         assert count == 1
         return (logits,)
+    if isinstance(logits, SummedLogits):
+        parts = zip(*(values.chunk(count) for values in logits.values), strict=True)
+        return tuple(SummedLogits(logits.num_items, *part) for part in parts)
     return logits.chunk(count)
+
+
+def together(runs: Sequence[Logits]) -> Logits:
+    """The logits of runs side by side, from each one's; shared out ones are of one run."""
+    first = runs[0]
+    if len(runs) == 1:
+        return first
+    if isinstance(first, SummedLogits):
+        parts = zip(*(run.values for run in runs if isinstance(run, SummedLogits)), strict=True)
+        return SummedLogits(first.num_items, *map(torch.cat, parts))
+    return torch.cat([in_one_piece(logits) for logits in runs])
 
 
 def in_one_piece(logits: Logits) -> Tensor:
     """The logits, where a formula needs all items at once.
 
     Raises:
-        TypeError: they are shared out.
+        TypeError: they are shared out, or were never stored.
     """
     if isinstance(logits, ShardedLogits):
         raise TypeError("these logits are shared out among processes")
-    return logits
+    return parts_of(logits).here
 
 
 def index_of(logits: Tensor, items: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from esr_trainer.learning_rate import learning_rate
 from esr_trainer.normalisers import entropy
 from esr_trainer.policy import greedy_candidates
 from esr_trainer.policy_value import System, optimal_value, popularity_value, replay, uniform_value
-from esr_trainer.shards import Logits
+from esr_trainer.shards import Logits, together
 from esr_trainer.system import system_of
 from esr_trainer.towers import EarlyStageRanker, logits_side_by_side
 from esr_trainer.variance_reduction import GRPO_SHIFT, ContextBaseline, control_variate, group_normalised
@@ -161,6 +161,15 @@ def play(trainers: Sequence[Trainer]) -> Played:
     ]
     round_ = side_by_side(rounds)
     return Played(torch.cat(own_contexts), logits, round_, place_of(round_))
+
+
+def played_together(rounds: Sequence[Played]) -> Played:
+    """The rounds of several runs as one, run by run."""
+    contexts, logits, played, places = zip(*rounds, strict=True)
+    slates, candidates, log_weights = zip(*places, strict=True)
+    log_weight = None if log_weights[0] is None else torch.cat(log_weights)
+    place = Place(torch.cat(slates), torch.cat(candidates), log_weight)
+    return Played(torch.cat(contexts), together(logits), side_by_side(played), place)
 
 
 def losses_of(trainers: Sequence[Trainer], played: Played) -> torch.Tensor:

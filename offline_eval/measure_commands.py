@@ -8,7 +8,8 @@ from pydantic import Field, PositiveInt
 from pydantic_settings import CliToggleFlag
 from rich.table import Table
 
-from esr_trainer.command_line import Command, show
+from esr_trainer.command_line import Command, UsageError, show
+from esr_trainer.config import DeviceName
 
 
 class Runtime(Command):
@@ -16,7 +17,7 @@ class Runtime(Command):
 
     Prints milliseconds (the median of many steps, all estimators in turn) and the multiple of the floor; writes
     runtime.json and runtime.png. With --scale the full catalogue and a sampled one, over the number of items; writes
-    scale.json and scale.png.
+    scale.json and scale.png, with what a step attains of this machine's largest product and copy, measured beside it.
     """
 
     out: Path = Path("offline_eval/results")
@@ -29,6 +30,8 @@ class Runtime(Command):
     """Time steps over the size of the catalogue, full and sampled in turn, and measure their memory."""
     sizes: tuple[PositiveInt, ...] = (10_000, 100_000, 1_000_000)
     """N of --scale."""
+    device: DeviceName = "cpu"
+    """Where the steps of --scale are taken."""
 
     def run(self) -> Mapping[str, Any]:
         """Measure, print, write."""
@@ -47,6 +50,8 @@ class Runtime(Command):
         torch.set_num_threads(1)
         if self.scale:
             return self.run_scale()
+        if self.device != "cpu":
+            raise UsageError(f"device ({self.device}) is for --scale")
         rows = list(track(whole_runtime(self.repeats, self.large), "timing", console=Console(stderr=True)))
         names = list(dict.fromkeys(row.estimator for row in rows))
         table = Table("items", "K, L, M", "floor ms", *names, title="ms per training step (multiple of the floor)")
@@ -70,16 +75,26 @@ class Runtime(Command):
         from rich.console import Console
         from rich.progress import track
 
+        from esr_trainer.preparation import check_device_and_files
         from offline_eval.grids import rich_table
         from offline_eval.provenance import provenance
+        from offline_eval.reproduce.attained import measure_peaks
         from offline_eval.reproduce.plots import endings, save, scale_figure
-        from offline_eval.reproduce.scale import KINDS, scale_grid, scale_timings
+        from offline_eval.reproduce.scale import KINDS, scale_grid, scale_timings, settings
 
-        count, timed = len(KINDS) * len(self.sizes), scale_timings(self.sizes, self.repeats)
+        check_device_and_files(settings("full", max(self.sizes), device=self.device))
+        peaks = measure_peaks(self.device)
+        timed = scale_timings(self.sizes, self.repeats, self.device, peaks)
+        count = len(KINDS[self.device]) * len(self.sizes)
         rows = list(track(timed, "timing", count, console=Console(stderr=True)))
-        show(rich_table(scale_grid(rows)))
-        command = f"python -m offline_eval runtime --scale --repeats {self.repeats}"
-        result = {**provenance(command), "rows": [row._asdict() for row in rows]}
+        show(rich_table(scale_grid(rows, peaks)))
+        sizes = ",".join(map(str, self.sizes))
+        how = f"--sizes {sizes} --repeats {self.repeats} --device {self.device}"
+        result = {
+            **provenance(f"python -m offline_eval runtime --scale {how}"),
+            "peaks": peaks._asdict(),
+            "rows": [row._asdict() for row in rows],
+        }
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "scale.json").write_text(json.dumps(result, indent=1))
         save(scale_figure(rows), self.out / "scale", endings(False))

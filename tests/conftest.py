@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side, on as many cores
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before triton is: without a GPU its kernels run on the CPU
 
 from tests.postgres import PostgresServer, postgres_server
 
@@ -129,6 +131,15 @@ def server(bundles: Path) -> Iterator[str]:
     """The address of a server of the small run's bundle."""
     with serving(bundles, "--reflection") as (_, address):
         yield address
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def kernel_device(request: pytest.FixtureRequest) -> str:
+    """Where Triton's kernels can run here: on a GPU, or where there is none on the CPU, interpreted."""
+    has_gpu, name = os.environ.get("TRITON_INTERPRET") != "1", str(request.param)
+    if has_gpu != (name == "cuda"):
+        pytest.skip(f"{MACHINE} has a GPU" if has_gpu else f"{MACHINE} has no GPU")
+    return name
 
 
 @pytest.fixture
