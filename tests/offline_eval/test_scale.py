@@ -41,7 +41,7 @@ def test_work_is_counted_by_hand() -> None:
     assert 0 < used[0] <= 128
     assert work_of(full) == (6 * 128 * 300 * 64, 2 * 1300 * 64 * 4 * 3)
     columns = type(sampled).draw_losses([sampled]).logits.shape[2]
-    assert work_of(sampled) == pytest.approx((6 * 128 * columns * 64, 2 * sum(used) * (64 * 4 * 2 + 8)))
+    assert work_of(sampled) == pytest.approx((6 * 128 * columns * 64, 2 * sum(used) * (64 * 4 * 2 + 4)))
 
 
 def test_the_ratio_is_of_processor_times() -> None:
