@@ -30,6 +30,9 @@ CELLS = 4_000_000
 LARGEST_LOG_RATIO = 300.0
 """Squares of such weights still are float64."""
 
+ROUNDING = 1e-6
+"""What the server logs and what is worked out here may differ by, and be the same: see `serving.sampling`."""
+
 Logits = Callable[[np.ndarray], np.ndarray]
 """Rows of contexts (B,) -> (B, M, N) float64."""
 
@@ -44,6 +47,11 @@ class TargetPolicy(NamedTuple):
     num_experts: int
     """M."""
     logits: Logits
+
+
+def without_rounding(log_ratios: np.ndarray) -> np.ndarray:
+    """The policy that logged weighs 1, exactly: else it would surely be worse than itself, by 1e-16."""
+    return np.where(np.abs(log_ratios) < ROUNDING, 0.0, log_ratios)
 
 
 def open_policy(path: Path) -> TargetPolicy:
@@ -141,7 +149,7 @@ class Weigher:
             log_ratios[rows] = gathered(log_softmax, place, slate[rows])[:, 0] - page.log_propensities[rows, 0]
             agrees[rows] = log_softmax.argmax(axis=1)[place] == slate[rows, 0]
         self.refuse_beyond(log_ratios)
-        return rounds._replace(log_ratios=log_ratios[:, None], agrees=agrees)
+        return rounds._replace(log_ratios=without_rounding(log_ratios)[:, None], agrees=agrees)
 
     def log_softmax(self, contexts: np.ndarray) -> np.ndarray:
         """Log-probability of every item where one is retrieved: (B,) -> (B, N)."""
@@ -162,12 +170,13 @@ class Weigher:
                 given_above[rows, :num_slots] = log_of_slots(logits[place], slate[rows, :num_slots])
                 if page.log_marginals is not None:
                     alone[rows, :num_slots] = log_of_slots_alone(logits, place, slate[rows, :num_slots])
-        ratios = given_above - page.log_propensities
+        ratios = without_rounding(given_above - page.log_propensities)
         self.refuse_beyond(ratios.sum(axis=1))
         if page.log_marginals is None:
             return rounds._replace(log_ratios=ratios)
-        self.refuse_beyond(alone - page.log_marginals)
-        return rounds._replace(log_ratios=ratios, log_marginal_ratios=alone - page.log_marginals)
+        of_slots = without_rounding(alone - page.log_marginals)
+        self.refuse_beyond(of_slots)
+        return rounds._replace(log_ratios=ratios, log_marginal_ratios=of_slots)
 
     def _of_candidates(
         self, rounds: WeighedRounds, page: LoggedRounds, contexts: np.ndarray, slate: np.ndarray
@@ -189,7 +198,8 @@ class Weigher:
                 known = (drawn >= 0).all(axis=1)  # what is not in the catalogue is never drawn
                 rest = torch.from_numpy(np.maximum(drawn, 0))
                 log_set[rows] = np.where(known, v(logits[place], rest[:, :1], rest)[:, 0].numpy(), -np.inf)
-        log_inclusion, log_set = log_inclusion - page.log_inclusion, log_set - page.log_set_probability
+        log_inclusion = without_rounding(log_inclusion - page.log_inclusion)
+        log_set = without_rounding(log_set - page.log_set_probability)
         self.refuse_beyond(log_inclusion)
         self.refuse_beyond(log_set)
         return rounds._replace(log_inclusion_ratios=np.where(rounds.shown, log_inclusion, 0.0), log_set_ratios=log_set)

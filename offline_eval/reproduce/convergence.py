@@ -92,7 +92,9 @@ def over_pairs(world: World, seed: int, rate: float) -> Learner:
     config = settings("pg-ret", seed, **of_pairs, **shares)
     policy = over_the_catalogue("top1", CANDIDATES, world, seed, rate).policy
     _, _, right = torch.linalg.svd(world.score, full_matrices=False)  # (C, N)
-    policy.item_tower.weights()[ID].zero_()[:, :CONTEXTS] = config.init_std * math.sqrt(world.num_items) * right.T
+    policy.item_tower.weights()[ID].detach().zero_()[:, :CONTEXTS] = (
+        config.init_std * math.sqrt(world.num_items) * right.T
+    )
     best = world.expected_reward.topk(CANDIDATES, dim=1).indices
     ground = AdaptingGround(
         world=world,

@@ -9,7 +9,7 @@ import pytest
 from esr_trainer.command_line import UsageError
 from esr_trainer.environments import open_world
 from offline_eval.logs.logged_rounds import LoggedRounds, of_records
-from offline_eval.logs.target_policies import TargetPolicy, Weigher, open_policy
+from offline_eval.logs.target_policies import TargetPolicy, Weigher, open_policy, without_rounding
 from tests.offline_eval.served_logs import served
 
 TABLE = np.log([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
@@ -86,3 +86,8 @@ def test_what_a_policy_cannot_weigh_is_refused(page, trained_run, tmp_path) -> N
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(UsageError, match="holds no checkpoint"):
             open_policy(path)
+
+
+def test_what_differs_by_rounding_is_the_same_policy() -> None:
+    ratios = np.array([3e-7, -4e-16, 0.1, -2e-6, -np.inf])
+    assert without_rounding(ratios).tolist() == [0, 0, 0.1, -2e-6, -np.inf]
