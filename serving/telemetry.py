@@ -150,10 +150,14 @@ async def kept_from_surprises(behaviour: Behaviour, parse: Parse, content: bytes
         await context.abort(grpc.StatusCode.INTERNAL, "internal error; the server's log has it")
 
 
+TRANSIT = 0.05
+"""Seconds. The caller's clock began to run before ours: who gives up this shortly before the deadline kept to it."""
+
+
 def code_of(error: BaseException, context: Any) -> str:
     """The status that a call ends with, as its client sees it: a cancelled handler's own code says nothing."""
     if isinstance(error, asyncio.CancelledError):
         left = context.time_remaining()
-        return "CANCELLED" if left is None or left > 0 else "DEADLINE_EXCEEDED"
+        return "CANCELLED" if left is None or left > TRANSIT else "DEADLINE_EXCEEDED"
     code = context.code()
     return code.name if isinstance(code, grpc.StatusCode) else "UNKNOWN"

@@ -14,6 +14,7 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from serving import telemetry
 from serving.access_log import AccessLog, Line
 from serving.current_call import describe_call
 from serving.gate import Gate
@@ -224,6 +225,19 @@ def test_work_stops_at_the_deadline(tmp_path: Path) -> None:
     called(slow, tmp_path / "log", 0.2)
     assert stopped == [True]
     assert codes(tmp_path / "log") == ["DEADLINE_EXCEEDED"]
+
+
+@pytest.mark.parametrize(
+    ("left", "code"),
+    [(None, "CANCELLED"), (0.1, "CANCELLED"), (0.01, "DEADLINE_EXCEEDED"), (-1.0, "DEADLINE_EXCEEDED")],
+)
+def test_a_caller_whose_clock_began_earlier_gave_up_at_its_deadline(left: float | None, code: str) -> None:
+    class Context:
+        @staticmethod
+        def time_remaining() -> float | None:
+            return left
+
+    assert telemetry.code_of(asyncio.CancelledError(), Context) == code
 
 
 def test_a_handler_describes_its_own_call(tmp_path: Path) -> None:
