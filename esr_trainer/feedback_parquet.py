@@ -44,8 +44,8 @@ def export(source: str, to: Path, since: datetime | None = None) -> int:
             yield pl.DataFrame(map(values_of, page), schema=SCHEMA, orient="row")
 
     try:
-        with file_written_whole(to) as temporary:
-            register_io_source(tables, schema=SCHEMA).sink_parquet(temporary, row_group_size=ROW_GROUP)
+        with file_written_whole(to) as file:
+            register_io_source(tables, schema=SCHEMA).sink_parquet(file, row_group_size=ROW_GROUP)
     except (pl.exceptions.PolarsError, TypeError) as error:
         raise UsageError(f"to ({to}) cannot be written: {str(error).splitlines()[0]}") from error
     return count

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from esr_trainer.command_line import UsageError
 
@@ -43,8 +44,10 @@ def written_whole(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def file_written_whole(target: Path) -> Iterator[Path]:
-    """Give a temporary path to write; the file becomes `target` when the block ends without an error.
+def file_written_whole(target: Path) -> Iterator[BinaryIO]:
+    """Give a temporary file to write to; it becomes `target` when the block ends without an error.
+
+    It is open already, for a writer whose threads outlive its error could create a file by name after it was removed.
 
     Raises:
         FileExistsError: `target` is already there.
@@ -54,7 +57,13 @@ def file_written_whole(target: Path) -> Iterator[Path]:
     if target.exists():
         raise already
     try:
-        yield temporary
+        try:
+            file = temporary.open("xb")
+        except OSError as error:
+            error.filename = str(target)
+            raise
+        with file:
+            yield file
         fsync(temporary)
         try:
             os.link(temporary, target)  # a rename would replace what came meanwhile

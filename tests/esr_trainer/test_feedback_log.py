@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from esr_trainer import feedback_reader
+from esr_trainer import feedback_parquet, feedback_reader
 from esr_trainer.command_line import UsageError
 from esr_trainer.feedback_log import (
     Feedback,
@@ -404,6 +404,22 @@ def test_a_parquet_file_counts_as_the_database_that_it_came_from(url: str, tmp_p
     ]
     assert (counts[0].first, counts[0].last) == (BEGAN, BEGAN + timedelta(microseconds=18))
     assert summary(str(tmp_path / "log.parquet")) == counts
+
+
+def test_the_export_is_opened_before_the_log_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a thread of the writer creates it after a log that does not read had it removed."""
+    at_reading: list[int] = []
+
+    def pages(*_: object) -> Iterator[list[Feedback]]:
+        at_reading.append(len(list(tmp_path.iterdir())))
+        raise FeedbackLogUnusableError("does not read")
+
+    monkeypatch.setattr(feedback_parquet, "pages", pages)
+    for _ in range(20):
+        with pytest.raises(FeedbackLogUnusableError):
+            export("any", tmp_path / "log.parquet")
+    assert at_reading == [1] * 20
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_table_that_is_no_export_is_refused(tmp_path: Path) -> None:

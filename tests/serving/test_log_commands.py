@@ -59,7 +59,8 @@ def test_bad_logs_are_one_line(tmp_path: Path, refused: Callable[[int], str]) ->
     assert "not an SQLite database" in run("show", other)
     assert "not an SQLite database" in run("export", other, "--to", to)
     assert f"{log}: is already there" in run("export", log, "--to", log)
-    assert "No such file or directory" in run("export", log, "--to", tmp_path / "no" / "directory.parquet")
+    nowhere = tmp_path / "no" / "directory.parquet"
+    assert f"{nowhere}: No such file or directory" in run("export", log, "--to", nowhere)
     assert "since (2026-01-31T00:00:00)" in run("export", log, "--to", to, "--since", "2026-01-31T00:00:00")
     assert "s3cret" not in run("show", "postgresql://user:s3cret@127.0.0.1:1/log")
     assert not to.exists()
