@@ -1,6 +1,6 @@
 """Judge checkpoints from a log with propensities: estimates, paired differences, overlap and a verdict for each.
 
-The log is read once, page by page (twice where a reward model is fitted to it), and only sums are kept of it.
+The log is read once, page by page (twice where a model is fitted to it), and only sums are kept of it.
 Axis: R rounds.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from esr_trainer.command_line import UsageError
 from esr_trainer.config import SlotWeightsName
+from esr_trainer.feedback_log import summary
 from offline_eval.intervals import CONFIDENCE, INTERVALS, Estimate
 from offline_eval.logs.diagnostics import (
     Calibration,
@@ -24,11 +25,13 @@ from offline_eval.logs.diagnostics import (
     inverse_sums,
     overlap,
 )
+from offline_eval.logs.fitted_picks import FittedLsr, PickedSlots, fit_lsr
 from offline_eval.logs.log_options import IntervalName, LogOptions
 from offline_eval.logs.log_reader import LogKind, kind_of, read_rounds
 from offline_eval.logs.logged_reward_model import FittedRewards, fit_rewards
 from offline_eval.logs.logged_rounds import LoggedRounds
 from offline_eval.logs.logged_tables import TABLES
+from offline_eval.logs.lsr_choices import Fit
 from offline_eval.logs.ope_estimators import MODELLED, OPE_ESTIMATORS, Limits, OpeEstimatorName, mean_of
 from offline_eval.logs.target_policies import TargetPolicy, Weigher, open_policy
 from offline_eval.logs.term_sums import TermSums
@@ -41,6 +44,12 @@ LOGGED_POLICY = "logged policy"
 SAME = 1e-2
 """Log-probabilities of candidates that one policy gives, as trained and as served, lie closer than this."""
 
+PICKABLE = 5_000_000
+"""Contexts times items up to which the LSR is fitted where no estimators are named: beyond, it takes many minutes."""
+
+OF_BOTH_STAGES: tuple[OpeEstimatorName, ...] = ("sn-iips", "iips")
+"""Estimators of a feedback log for which its LSR is fitted."""
+
 OF_KIND: Mapping[LogKind, tuple[OpeEstimatorName, ...]] = {
     "feedback": ("sn-inclusion", "inclusion", "clipped-inclusion", "sn-candidate-set", "candidate-set"),
     "interactions": ("snips", "ips", "clipped-ips", "replay"),
@@ -49,6 +58,9 @@ OF_KIND: Mapping[LogKind, tuple[OpeEstimatorName, ...]] = {
     "marginal-slates": ("snips", "sips", "rips", "iips", "pseudo-inverse"),
 }
 """Estimators of each kind of log where none are named; the first decides."""
+
+
+NEEDS_THE_LOGGED = f"{' and '.join(OF_BOTH_STAGES)} need the policy that logged as the baseline"
 
 
 class LogQuestion(NamedTuple):
@@ -98,6 +110,8 @@ class LogEvaluation(NamedTuple):
     """Of the differences' intervals: corrected for the number of candidates."""
     calibration: Calibration | None
     """Of the logged inclusion propensities, against the baseline's catalogue, else the first candidate's."""
+    lsr: Fit | None
+    """Of the model of the log's LSR, where one was fitted."""
     judged: tuple[JudgedByLog, ...]
 
 
@@ -119,6 +133,13 @@ class Book:
             running.add(weight_of(rounds, weight))
 
 
+class Fitted(NamedTuple):
+    """Models that were fitted to the log, where the estimators need them."""
+
+    rewards: FittedRewards | None
+    lsr: FittedLsr | None
+
+
 class LogReading:
     """What has been read of a log so far."""
 
@@ -127,18 +148,26 @@ class LogReading:
         policies: Sequence[TargetPolicy],
         baseline: TargetPolicy | None,
         names: Sequence[OpeEstimatorName],
-        rewards: FittedRewards | None,
+        fitted: Fitted,
         question: LogQuestion,
     ) -> None:
-        self.question, self.rewards, self.options = question, rewards, question.options
+        self.question, self.rewards, self.options = question, fitted.rewards, question.options
         self.books = [Book(policy, names) for policy in policies]
         self.baseline = Weigher(baseline) if baseline else None
+        weighers = [book.weigher for book in self.books] + ([self.baseline] if self.baseline else [])
+        self.picked = {weigher: PickedSlots(weigher, fitted.lsr) for weigher in weighers} if fitted.lsr else {}
         self.logged, self.inverse_sums = TermSums(), Running()
         self.deciles: tuple[Decile, ...] = ()
         self.least, self.most = self.options.reward_range or (0.0, 0.0)
 
     def add(self, page: LoggedRounds) -> None:
-        """Weigh a page for every policy, and add it up."""
+        """Weigh a page for every policy, and add it up.
+
+        Raises:
+            UsageError: the log does not tell what an estimator needs.
+        """
+        if self.picked:
+            page = self.with_marginals(page)
         baseline = self.weighed(page, self.baseline) if self.baseline else None
         if self.baseline and baseline and not self.logged.num_rounds and has_logged(baseline):
             self.deciles = tuple(inclusion_deciles(*self.baseline.inclusion_of_all(page)))
@@ -154,9 +183,22 @@ class LogReading:
         if page.inclusion is not None:
             self.inverse_sums.add(inverse_sums(page.inclusion))
 
+    def with_marginals(self, page: LoggedRounds) -> LoggedRounds:
+        """A page that tells how probable its items were in their slots, by the policy that logged and the fitted LSR.
+
+        Raises:
+            UsageError: the baseline did not draw these candidates.
+        """
+        assert self.baseline is not None
+        if not has_logged(self.baseline.weigh(page, self.question.slot_weights)):
+            raise UsageError(f"log: {NEEDS_THE_LOGGED}, and {self.baseline.policy.name} did not draw all of its rounds")
+        return page._replace(log_marginals=self.picked[self.baseline].log_chance(page))
+
     def weighed(self, page: LoggedRounds, weigher: Weigher) -> WeighedRounds:
-        """A page for one policy, with the reward model's predictions where there is one."""
+        """A page for one policy, with what the fitted models say of it."""
         rounds = weigher.weigh(page, self.question.slot_weights)
+        if weigher in self.picked:
+            rounds = self.picked[weigher].weigh(rounds, page)
         if self.rewards is None:
             return rounds
         numbers = self.logged.num_rounds + np.arange(len(page.contexts))
@@ -209,15 +251,18 @@ def evaluate(
     """`evaluate_log` of policies that are open."""
     log, options = question.log, question.options
     kind = kind_of(log)
-    names = tuple(dict.fromkeys(options.estimators)) or OF_KIND[kind]
+    names = tuple(dict.fromkeys(options.estimators)) or usual_estimators(question, kind, baseline)
     if OPE_ESTIMATORS[names[0]].weight is None:
         raise UsageError(
             f"estimators ({names[0]}) has no weights whose overlap a verdict could check; name another first"
         )
     everyone = [*policies, baseline] if baseline else list(policies)
     is_modelled = any(set(MODELLED) & set(OPE_ESTIMATORS[name].needs) for name in names)
-    rewards = fit_rewards(log, everyone) if is_modelled and kind in TABLES else None
-    reading = LogReading(policies, baseline, names, rewards, question)
+    fitted = Fitted(
+        rewards=fit_rewards(log, everyone) if is_modelled and kind in TABLES else None,
+        lsr=lsr_of(question, baseline) if kind == "feedback" and set(OF_BOTH_STAGES) & set(names) else None,
+    )
+    reading = LogReading(policies, baseline, names, fitted, question)
     for page in read_rounds(log, options.greedy_rounds):
         reading.add(page)
     calibration = None
@@ -233,8 +278,33 @@ def evaluate(
         interval=options.interval,
         confidence=corrected_confidence(len(policies)),
         calibration=calibration,
+        lsr=fitted.lsr.fit if fitted.lsr else None,
         judged=tuple(reading.judged(book, calibration) for book in reading.books),
     )
+
+
+def usual_estimators(
+    question: LogQuestion, kind: LogKind, baseline: TargetPolicy | None
+) -> tuple[OpeEstimatorName, ...]:
+    """Those of OF_KIND, after those of both stages where the baseline logged every round and is not too large."""
+    if kind != "feedback" or baseline is None or len(baseline.context_ids) * len(baseline.item_ids) > PICKABLE:
+        return OF_KIND[kind]
+    is_of_one_version = sum(version.sampled > 0 for version in summary(question.log)) == 1
+    first = next(read_rounds(question.log, question.options.greedy_rounds))
+    is_logger = is_of_one_version and has_logged(Weigher(baseline).weigh(first, question.slot_weights))
+    return (*OF_BOTH_STAGES, *OF_KIND[kind]) if is_logger else OF_KIND[kind]
+
+
+def lsr_of(question: LogQuestion, baseline: TargetPolicy | None) -> FittedLsr:
+    """The LSR of a feedback log.
+
+    Raises:
+        UsageError: it is not known who drew the candidates.
+    """
+    if baseline is None:
+        raise UsageError(f"log: {NEEDS_THE_LOGGED}: name it with --baseline")
+    num_rounds = sum(version.sampled for version in summary(question.log))
+    return fit_lsr(question.log, question.options.greedy_rounds, baseline, max(1, num_rounds))
 
 
 def has_logged(rounds: WeighedRounds) -> bool:

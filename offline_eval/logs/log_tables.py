@@ -1,8 +1,8 @@
 """How an evaluation from a log is shown: tables for people, a line for each verdict, and JSON.
 
-{"log", "kind", "num_rounds", "logged_value", "baseline", "interval", "confidence", "calibration", "judged": [{"name",
-"estimated": [{"estimator", "value", "difference", "overlap"}], "verdict"}], "best", "exit_code"}; an estimate is
-{"mean", "low", "high"}, null where a log tells nothing.
+{"log", "kind", "num_rounds", "logged_value", "baseline", "interval", "confidence", "calibration", "lsr", "judged":
+[{"name", "estimated": [{"estimator", "value", "difference", "overlap"}], "verdict"}], "best", "exit_code"}; an estimate
+is {"mean", "low", "high"}, null where a log tells nothing.
 """
 
 import math
@@ -93,6 +93,8 @@ def overlap_grid(found: LogEvaluation) -> Grid:
     if found.calibration:
         sums, num_items = found.calibration.mean_inverse_sum, found.calibration.num_items
         caption = f"mean sum of 1/propensity {sums.mean:.2f} ({between(sums)}), N = {num_items}"
+    if found.lsr:
+        caption += f"; the log's LSR as fitted: {found.lsr}"
     return Grid("overlap with the log", columns, rows, caption)
 
 

@@ -16,8 +16,8 @@ from esr_trainer.command_line import UsageError
 from esr_trainer.reward_model import Interactions
 from esr_trainer.world import check_size
 from offline_eval.logs.log_reader import read_rounds
-from offline_eval.logs.logged_rounds import LoggedRounds
-from offline_eval.logs.target_policies import TargetPolicy, Weigher, rows_of
+from offline_eval.logs.logged_rounds import LoggedRounds, rows_of
+from offline_eval.logs.target_policies import TargetPolicy, Weigher
 from offline_eval.logs.weighed_rounds import WeighedRounds
 
 FOLDS = 2

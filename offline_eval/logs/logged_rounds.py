@@ -42,6 +42,14 @@ class LoggedRounds(NamedTuple):
         filled: np.ndarray = self.slate.is_not_null().to_numpy().reshape(self.rewards.shape)
         return filled
 
+    @property
+    def num_candidates(self) -> np.ndarray:
+        """Each round's own K, (R,)."""
+        assert self.candidates is not None
+        present = self.candidates.is_not_null().to_numpy().reshape(len(self.contexts), -1)
+        count: np.ndarray = present.sum(axis=1)
+        return count
+
 
 def of_records(records: Sequence[Feedback]) -> LoggedRounds:
     """Sampled records side by side."""
@@ -72,3 +80,10 @@ def padded_ids(rows: Sequence[Sequence[str]], width: int) -> pl.Series:
     """Rows of ids one after the other, each filled up with null."""
     flat = chain.from_iterable((*row, *[None] * (width - len(row))) for row in rows)
     return pl.Series(list(flat), dtype=pl.String)
+
+
+def rows_of(ids: pl.Series, known: pl.Series) -> np.ndarray:
+    """Where each id is among the known ones, -1 where it is not: (R,) int64."""
+    rows = ids.replace_strict(known, pl.int_range(len(known), eager=True), default=-1, return_dtype=pl.Int64)
+    found: np.ndarray = rows.fill_null(-1).to_numpy()
+    return found

@@ -13,7 +13,7 @@ from offline_eval.intervals import CONFIDENCE, INTERVALS, Estimate, bootstraps, 
 from offline_eval.logs.diagnostics import Running, overlap
 from offline_eval.logs.log_options import IntervalName
 from offline_eval.logs.ope_estimators import OPE_ESTIMATORS, Limits, OpeEstimatorName
-from offline_eval.logs.ope_worlds import FAMILIES, POLICIES, Arena
+from offline_eval.logs.ope_worlds import FAMILIES, POLICIES, Arena, LogSize
 from offline_eval.logs.weighed_rounds import Terms, WeighedRounds, per_round, weight_of
 
 LOGS = 500
@@ -36,7 +36,10 @@ ESTIMATED: Mapping[str, tuple[OpeEstimatorName, ...]] = {
         "candidate-set",
         "sn-candidate-set",
     ),
-    "two-stage, noisy LSR": ("inclusion", "clipped-inclusion", "sn-inclusion", "candidate-set", "sn-candidate-set"),
+    **dict.fromkeys(
+        ("two-stage, noisy LSR", "two-stage, optimal LSR"),
+        ("sn-iips", "iips", "inclusion", "clipped-inclusion", "sn-inclusion", "candidate-set", "sn-candidate-set"),
+    ),
 }
 """Kind of log -> estimators."""
 
@@ -77,7 +80,7 @@ def ope_errors(world: str, arena: Arena, family: str, logs: int = LOGS, rounds: 
     """
     kind = FAMILIES[family]
     values = np.array([kind.value(arena, target) for target in arena.targets])
-    drawn = kind.draw(arena, arena.logging, logs * rounds, 1)
+    drawn = kind.draw(arena, arena.logging, LogSize(logs, rounds), 1)
     weighed = kind.weigh(arena, arena.targets[JUDGED], drawn)
     chosen = choices(arena, family, min(logs, REGRET_LOGS), rounds)
     for name in ESTIMATED[family]:
@@ -150,7 +153,7 @@ def mean_width(intervals: list[Estimate]) -> float:
 def choices(arena: Arena, family: str, logs: int, rounds: int) -> Mapping[OpeEstimatorName, np.ndarray]:
     """By estimator, the policy that each log's estimates are highest for, (S,)."""
     kind, names = FAMILIES[family], ESTIMATED[family]
-    drawn = kind.draw(arena, arena.logging, logs * rounds, 2)
+    drawn = kind.draw(arena, arena.logging, LogSize(logs, rounds), 2)
     estimates = np.empty((len(names), POLICIES, logs))
     for policy, target in enumerate(arena.targets):
         weighed = kind.weigh(arena, target, drawn)

@@ -131,9 +131,16 @@ def dros(rounds: WeighedRounds, limits: Limits) -> Terms:
 def iips(rounds: WeighedRounds, limits: Limits) -> Terms:
     """Independent IPS: mean sum_l r_l pi_e(a_l | x) / pi_b(a_l | x), of the slot alone (Li et al., KDD 2018).
 
-    Unbiased if a slot's reward depends on its own item and not on the others (item-position model).
+    Unbiased if a slot's reward depends on its own item and not on the others (item-position model). Of a two-stage
+    round the chance of the slot is that of both stages (`offline_eval.logs.picked_probabilities`).
     """
     return mean_of((np.exp(given(rounds.log_marginal_ratios)) * rounds.rewards).sum(axis=1))
+
+
+def sn_iips(rounds: WeighedRounds, limits: Limits) -> Terms:
+    """Self-normalised `iips`: sum_l w_l r_l over the mean of the slots' weights, as SNIPS."""
+    weighted = np.exp(given(rounds.log_marginal_ratios)) * rounds.rewards
+    return Terms(np.zeros(len(weighted)), weighted.sum(axis=1), weight_of(rounds, "log_marginal_ratios"))
 
 
 def rips(rounds: WeighedRounds, limits: Limits) -> Terms:
@@ -210,6 +217,7 @@ OpeEstimatorName = Literal[
     "dros",
     "sips",
     "iips",
+    "sn-iips",
     "rips",
     "pseudo-inverse",
     "inclusion",
@@ -267,6 +275,7 @@ OPE_ESTIMATORS: Mapping[OpeEstimatorName, OpeEstimator] = {
     "dros": _of_residuals(dros, lambda limits, largest: min(math.sqrt(limits.shrinkage) / 2, largest)),
     "sips": _of_ratios(ips),  # IPS of a slate
     "iips": _of_ratios(iips, "log_marginal_ratios"),
+    "sn-iips": _of_ratios(sn_iips, "log_marginal_ratios"),
     "rips": _of_ratios(rips),
     "pseudo-inverse": _of_ratios(pseudo_inverse, "log_marginal_ratios", lambda limits, largest: math.nan),
     "inclusion": _of_ratios(inclusion, "log_inclusion_ratios"),

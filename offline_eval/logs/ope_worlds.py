@@ -3,7 +3,7 @@
 Axes: C contexts, N items, R rounds of all logs together, L slots, K candidates.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,9 @@ from esr_trainer.late_stage_rankers import LATE_STAGE_RANKERS
 from esr_trainer.policy import sample_candidates
 from esr_trainer.synthetic import synthetic_world
 from esr_trainer.world import World
+from offline_eval.logs.fitted_picks import FittedLsr, PickedSlots, fit_rounds, ids_of
 from offline_eval.logs.logged_rounds import LoggedRounds
+from offline_eval.logs.lsr_choices import choices_of
 from offline_eval.logs.target_policies import TargetPolicy, Weigher
 from offline_eval.logs.weighed_rounds import WeighedRounds
 
@@ -72,6 +74,19 @@ def kuairec_arena(path: Path) -> Arena:
     return arena_of(world.subset(users, videos), seed=0)
 
 
+class LogSize(NamedTuple):
+    """How much is logged."""
+
+    logs: int
+    rounds: int
+    """Of each."""
+
+    @property
+    def all_rounds(self) -> int:
+        """R."""
+        return self.logs * self.rounds
+
+
 class Logs(NamedTuple):
     """Rounds that a policy logged, one log after the other."""
 
@@ -80,6 +95,8 @@ class Logs(NamedTuple):
     """(R,) rows."""
     items: np.ndarray
     """(R, L) rows."""
+    lsrs: Sequence[FittedLsr] = ()
+    """Each log's LSR as fitted to it; none where that is not done."""
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -105,9 +122,9 @@ def draw_rewards(world: World, contexts: np.ndarray, items: np.ndarray, seed: in
     return world.draw_rewards(torch.from_numpy(contexts), torch.from_numpy(items), generator).double().numpy()
 
 
-def item_logs(arena: Arena, logits: np.ndarray, num_rounds: int, seed: int) -> Logs:
+def item_logs(arena: Arena, logits: np.ndarray, size: LogSize, seed: int) -> Logs:
     """One item a round, drawn from the softmax."""
-    generator = np.random.default_rng(seed)
+    generator, num_rounds = np.random.default_rng(seed), size.all_rounds
     contexts = generator.integers(len(logits), size=num_rounds)
     noise = generator.gumbel(size=(num_rounds, logits.shape[1]))
     items = (logits[contexts] + noise).argmax(axis=1)[:, None]
@@ -120,10 +137,10 @@ def item_logs(arena: Arena, logits: np.ndarray, num_rounds: int, seed: int) -> L
     return Logs(page, contexts, items)
 
 
-def two_stage_logs(arena: Arena, logits: np.ndarray, num_rounds: int, seed: int, lsr: str) -> Logs:
+def two_stage_logs(arena: Arena, logits: np.ndarray, size: LogSize, seed: int, lsr: str) -> Logs:
     """K candidates drawn as a server does, of which a late-stage ranker shows L."""
     table = torch.from_numpy(logits)[:, None]  # (C, 1, N)
-    contexts, candidates, slate = show(arena.world, table, num_rounds, seed, lsr)
+    contexts, candidates, slate = show(arena.world, table, size.all_rounds, seed, lsr)
     log_inclusion = log_drawn_inclusion(table, NUM_CANDIDATES)[contexts]
     log_set = v(table[contexts], slate[:, :1], candidates)[:, 0].numpy()
     rows, items = contexts.numpy(), slate.numpy()
@@ -139,6 +156,38 @@ def two_stage_logs(arena: Arena, logits: np.ndarray, num_rounds: int, seed: int,
     return Logs(page, rows, items)
 
 
+def picked_logs(arena: Arena, logits: np.ndarray, size: LogSize, seed: int, lsr: str) -> Logs:
+    """The same, and to each log its LSR is fitted, as the command does."""
+    logs, policy = two_stage_logs(arena, logits, size, seed, lsr), policy_of(arena, logits, "logged")
+    pages = one_by_one(logs.page, size.logs)
+    lsrs = [fit_rounds(choices_of(page, *ids_of(policy)), policy) for page in pages]
+    return logs._replace(page=logs.page._replace(log_marginals=log_chances(policy, pages, lsrs)), lsrs=lsrs)
+
+
+def one_by_one(page: LoggedRounds, logs: int) -> list[LoggedRounds]:
+    """What the logs that lie behind one another in a page show of the LSR."""
+    assert page.candidates is not None
+    slates, candidates = (ids.reshape((len(page.contexts), -1)) for ids in (page.slate, page.candidates))
+    rounds = len(page.contexts) // logs
+    parts = [slice(start, start + rounds) for start in range(0, logs * rounds, rounds)]
+    return [
+        LoggedRounds(
+            contexts=page.contexts[part],
+            slate=slates[part].explode(),
+            rewards=page.rewards[part],
+            candidates=candidates[part].explode(),
+        )
+        for part in parts
+    ]
+
+
+def log_chances(policy: TargetPolicy, pages: Sequence[LoggedRounds], lsrs: Sequence[FittedLsr]) -> np.ndarray:
+    """log P(a_l in slot l | x) of a policy with each log's LSR behind it, (R, L)."""
+    weigher = Weigher(policy)
+    parts = [PickedSlots(weigher, lsr).log_chance(page) for page, lsr in zip(pages, lsrs, strict=True)]
+    return np.concatenate(parts)
+
+
 def show(world: World, table: Tensor, num_rounds: int, seed: int, lsr: str) -> tuple[Tensor, Tensor, Tensor]:
     """Rounds' contexts (R,), candidates (R, K) and slates (R, L) of a policy's logits (C, 1, N)."""
     generator = torch.Generator().manual_seed(seed)
@@ -148,9 +197,9 @@ def show(world: World, table: Tensor, num_rounds: int, seed: int, lsr: str) -> t
     return contexts, candidates, candidates.gather(1, positions)
 
 
-def slate_logs(arena: Arena, logits: np.ndarray, num_rounds: int, seed: int) -> Logs:
+def slate_logs(arena: Arena, logits: np.ndarray, size: LogSize, seed: int) -> Logs:
     """L slots, filled independently of each other from one softmax: an item may come twice."""
-    generator = np.random.default_rng(seed)
+    generator, num_rounds = np.random.default_rng(seed), size.all_rounds
     contexts = generator.integers(len(logits), size=num_rounds)
     noise = generator.gumbel(size=(num_rounds, NUM_SLOTS, logits.shape[1]))
     items = (logits[contexts][:, None] + noise).argmax(axis=2)
@@ -174,7 +223,12 @@ def weigh_items(arena: Arena, target: np.ndarray, logs: Logs) -> WeighedRounds:
 
 def weigh_two_stage(arena: Arena, target: np.ndarray, logs: Logs) -> WeighedRounds:
     """As the command does."""
-    return Weigher(policy_of(arena, target, "target")).weigh(logs.page, "sum")
+    policy = policy_of(arena, target, "target")
+    rounds = Weigher(policy).weigh(logs.page, "sum")
+    if logs.page.log_marginals is None:
+        return rounds
+    own = log_chances(policy, one_by_one(logs.page, len(logs.lsrs)), logs.lsrs)
+    return rounds._replace(log_marginal_ratios=own - logs.page.log_marginals)
 
 
 def weigh_slates(arena: Arena, target: np.ndarray, logs: Logs) -> WeighedRounds:
@@ -199,24 +253,26 @@ def drawn_value(arena: Arena, target: np.ndarray, lsr: str) -> float:
 class Family(NamedTuple):
     """A kind of log, and what is known of it."""
 
-    draw: Callable[[Arena, np.ndarray, int, int], Logs]
-    """(arena, logits, R, seed)."""
+    draw: Callable[[Arena, np.ndarray, LogSize, int], Logs]
+    """(arena, logits, size, seed)."""
     weigh: Callable[[Arena, np.ndarray, Logs], WeighedRounds]
     value: Callable[[Arena, np.ndarray], float]
+
+
+def two_stage(draw: Callable[[Arena, np.ndarray, LogSize, int, str], Logs], lsr: str) -> Family:
+    """Logs of the two-stage system with this LSR."""
+    return Family(
+        lambda arena, logits, size, seed: draw(arena, logits, size, seed, lsr),
+        weigh_two_stage,
+        lambda arena, target: drawn_value(arena, target, lsr),
+    )
 
 
 FAMILIES: Mapping[str, Family] = {
     "items": Family(item_logs, weigh_items, lambda arena, target: exact_value(arena, target, 1)),
     "slates": Family(slate_logs, weigh_slates, lambda arena, target: exact_value(arena, target, NUM_SLOTS)),
-    "two-stage, uniform LSR": Family(
-        lambda arena, logits, rounds, seed: two_stage_logs(arena, logits, rounds, seed, "uniform"),
-        weigh_two_stage,
-        lambda arena, target: drawn_value(arena, target, "uniform"),
-    ),
-    "two-stage, noisy LSR": Family(
-        lambda arena, logits, rounds, seed: two_stage_logs(arena, logits, rounds, seed, "noisy"),
-        weigh_two_stage,
-        lambda arena, target: drawn_value(arena, target, "noisy"),
-    ),
+    "two-stage, uniform LSR": two_stage(two_stage_logs, "uniform"),
+    "two-stage, noisy LSR": two_stage(picked_logs, "noisy"),
+    "two-stage, optimal LSR": two_stage(picked_logs, "optimal"),
 }
 """Kind of log -> how it is drawn, weighed for a target, and what the target is worth."""

@@ -17,7 +17,7 @@ from esr_trainer.config import SlotWeightsName
 from esr_trainer.drawn_inclusion import log_drawn_inclusion
 from esr_trainer.estimators import v
 from esr_trainer.slots import SLOT_WEIGHTS
-from offline_eval.logs.logged_rounds import LoggedRounds
+from offline_eval.logs.logged_rounds import LoggedRounds, rows_of
 from offline_eval.logs.slate_probabilities import log_of_slots, log_of_slots_alone
 from offline_eval.logs.weighed_rounds import WeighedRounds
 from serving.bundle import MANIFEST, latest_version, load_bundle, published_versions
@@ -185,7 +185,7 @@ class Weigher:
         assert page.log_inclusion is not None
         assert page.log_set_probability is not None
         candidates = rows_of(page.candidates, self._item_ids).reshape(len(contexts), -1)
-        present = page.candidates.is_not_null().to_numpy().reshape(candidates.shape).sum(axis=1)
+        present = page.num_candidates
         log_inclusion, log_set = np.zeros(slate.shape), np.empty(len(contexts))
         for num_candidates in np.unique(present).tolist():
             alike = np.flatnonzero(present == num_candidates)
@@ -211,7 +211,7 @@ class Weigher:
         """
         assert page.candidates is not None
         candidates = rows_of(page.candidates, self._item_ids).reshape(len(page.contexts), -1)
-        present = page.candidates.is_not_null().to_numpy().reshape(candidates.shape).sum(axis=1)
+        present = page.num_candidates
         num_candidates, num_items = int(present[0]), len(self._item_ids)
         rows = np.flatnonzero(present == num_candidates)[: max(1, CELLS // num_items)]
         contexts, inclusion = self.context_rows(page.contexts)[rows], np.empty((len(rows), num_items))
@@ -244,13 +244,6 @@ def weighted_rewards(page: LoggedRounds, slot_weights: SlotWeightsName) -> np.nd
     for count in np.unique(filled).tolist():
         rewards[filled == count, :count] *= SLOT_WEIGHTS[slot_weights](count).double().numpy()
     return rewards
-
-
-def rows_of(ids: pl.Series, known: pl.Series) -> np.ndarray:
-    """Where each id is among the known ones, -1 where it is not: (R,) int64."""
-    rows = ids.replace_strict(known, pl.int_range(len(known), eager=True), default=-1, return_dtype=pl.Int64)
-    found: np.ndarray = rows.fill_null(-1).to_numpy()
-    return found
 
 
 def gathered(table: np.ndarray, place: np.ndarray, items: np.ndarray) -> np.ndarray:

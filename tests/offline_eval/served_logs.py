@@ -1,18 +1,22 @@
-"""A feedback log as a server leaves it: drawn from a bundle, shown by a uniform LSR, rewarded by the run's world."""
+"""A feedback log as a server leaves it: drawn from a bundle, shown by an LSR, rewarded by the run's world."""
 
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from esr_trainer.feedback_log import Feedback, FeedbackLog, Shown
+from esr_trainer.late_stage_rankers import LATE_STAGE_RANKERS
 from esr_trainer.world import World
 from serving import Query, Retriever
 
 BEGAN = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
-def served(bundles: Path, world: World, num_rounds: int, num_slots: int = 2, seed: int = 0) -> list[Feedback]:
+def served(
+    bundles: Path, world: World, num_rounds: int, num_slots: int = 2, seed: int = 0, lsr: str = "uniform"
+) -> list[Feedback]:
     """Records of drawn rounds, contexts drawn uniformly."""
     retriever, generator = Retriever.open(bundles), np.random.default_rng(seed)
     rewards, deviations = world.expected_reward.numpy(), world.reward_std.numpy()
@@ -20,7 +24,10 @@ def served(bundles: Path, world: World, num_rounds: int, num_slots: int = 2, see
     for number in range(num_rounds):
         context = int(generator.integers(world.num_contexts))
         answer = retriever.retrieve(Query(str(context), seed=number))
-        slate = [answer.item_ids[position] for position in generator.permutation(len(answer.item_ids))[:num_slots]]
+        drawn = torch.tensor([[int(item) for item in answer.item_ids]])
+        ranker, source = LATE_STAGE_RANKERS[lsr], torch.Generator().manual_seed(number)
+        (positions,) = ranker.rank(world.scores(torch.tensor([context]), drawn), num_slots, source)
+        slate = [answer.item_ids[position] for position in positions]
         rows = [int(item) for item in slate]
         shown = Shown(
             request_id=f"request-{number}",

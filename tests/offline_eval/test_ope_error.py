@@ -10,7 +10,7 @@ import pytest
 from esr_trainer.command_line import main
 from offline_eval.__main__ import OfflineEval
 from offline_eval.logs.diagnostics import LEAST_SAMPLE
-from offline_eval.logs.ope_error import ESTIMATED, OpeError, ope_errors
+from offline_eval.logs.ope_error import ESTIMATED, LOGS, OpeError, ope_errors
 from offline_eval.logs.ope_worlds import (
     FAMILIES,
     NUM_CANDIDATES,
@@ -40,12 +40,20 @@ def test_unbiased_estimators_are_right_on_average(arena: Arena, family: str) -> 
         assert 0 <= error.regret <= error.random_regret + 4 * error.regret_error
 
 
-def test_an_lsr_that_picks_biases_inclusion_weights_and_not_candidate_set_weights(arena: Arena) -> None:
-    found = {one.estimator: one for one in ope_errors("synthetic", arena, "two-stage, noisy LSR", logs=60, rounds=200)}
+@pytest.mark.parametrize("lsr", ["noisy", "optimal"])
+def test_an_lsr_that_picks_biases_inclusion_weights_and_not_those_of_both_stages(
+    arena: Arena, lsr: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offline_eval.logs.ope_error.REGRET_LOGS", 2)
+    found = {one.estimator: one for one in ope_errors("synthetic", arena, f"two-stage, {lsr} LSR", logs=5, rounds=1000)}
     assert found["inclusion"].bias > 0.1 * found["inclusion"].true_value
-    assert abs(found["sn-inclusion"].bias) < found["inclusion"].bias / 2
+    assert found["sn-inclusion"].bias < -0.04 * found["sn-inclusion"].true_value
     exact = found["candidate-set"]
-    assert abs(exact.bias) < 4 * exact.root_mean_squared_error / 60**0.5
+    assert abs(exact.bias) < 4 * exact.root_mean_squared_error / 5**0.5
+    picked = found["sn-iips"]
+    assert abs(picked.bias) < 0.02 * picked.true_value
+    assert picked.root_mean_squared_error < exact.root_mean_squared_error / 3
+    assert picked.effective_sample_size > 4 * exact.effective_sample_size
 
 
 def test_drawn_values_are_the_exact_ones_where_both_are_known(arena: Arena) -> None:
@@ -79,15 +87,19 @@ def test_the_command_writes_what_it_shows(
 @pytest.mark.slow
 @pytest.mark.parametrize("world", ["synthetic", "kuairec"])
 def test_intervals_hold_the_true_value_as_often_as_they_say(world: str, request: pytest.FixtureRequest) -> None:
-    """500 logs of 1,000 rounds. BCa and t where a promotion may rest on them; empirical Bernstein everywhere."""
+    """500 logs of 1,000 rounds. BCa and t where a promotion may rest on them; empirical Bernstein everywhere.
+
+    Where an LSR picks, inclusion weights are biased, and those of both stages by what a fit to 1,000 rounds leaves.
+    """
     if world == "kuairec":
         arena = kuairec_arena(request.getfixturevalue("shared") / "data/kuairec/small_matrix_gt2.npz")
     else:
         arena = synthetic_arena()
     looked_at = []
     for family in FAMILIES:
-        for error in ope_errors(world, arena, family):
-            if error.estimator in BIASED or ("inclusion" in error.estimator and "noisy" in family):
+        picks = family in ("two-stage, noisy LSR", "two-stage, optimal LSR")
+        for error in ope_errors(world, arena, family, logs=50 if picks else LOGS):
+            if error.estimator in BIASED or (picks and "candidate-set" not in error.estimator):
                 continue
             assert error.coverage.get("empirical-bernstein", 1.0) >= 0.95, error
             if is_decisive(error):
