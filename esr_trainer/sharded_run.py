@@ -26,7 +26,7 @@ from esr_trainer.system import ranker_of, system_of
 from esr_trainer.training import resume, valued
 from esr_trainer.whole_directory import remove_unfinished, sole_writer
 
-UNSHARDED = ("ca", "ca-heads")
+UNSHARDED = ("ca-heads",)
 """Estimators that need all items at once."""
 
 
