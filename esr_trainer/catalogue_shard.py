@@ -58,12 +58,12 @@ class Part:
         is_here, index = self.place(items)
         return target.scatter_add_(2, index[:, None].expand_as(values), values * is_here[:, None])
 
-    def without(self, logits: Tensor, items: Tensor) -> Tensor:
-        """-inf for those of the items that are here."""
+    def put(self, target: Tensor, items: Tensor, values: Tensor) -> Tensor:
+        """Put those of the items that are here; the others behind the last one, which is cut off again."""
         is_here, index = self.place(items)
-        is_gone = torch.zeros((len(logits), logits.shape[2]), dtype=torch.int8, device=logits.device)
-        is_gone.scatter_add_(1, index, is_here.to(torch.int8))
-        return logits.masked_fill(is_gone[:, None] > 0, -torch.inf)
+        index = index.where(is_here, self.num_here)
+        padded = torch.nn.functional.pad(target, (0, 1))
+        return padded.scatter_(2, index[:, None].expand_as(values), values)[..., :-1]
 
     def best(self, keys: Tensor, count: int) -> Tensor:
         """The best of everybody's best, in one message."""

@@ -19,7 +19,7 @@ from esr_trainer.head_inclusion import has_closed_form, log_inclusion, races
 from esr_trainer.inclusion import log_stopping_times
 from esr_trainer.normalisers import gather_items, log_softmax_of, taken_and_left, weighed
 from esr_trainer.quotas import expert_of_position, quotas
-from esr_trainer.shards import Logits, in_one_piece, of_experts, parts_of, shared_as
+from esr_trainer.shards import Logits, of_experts, parts_of, shared_as, without
 from esr_trainer.sharp_races import log_arrival_probability
 
 
@@ -174,11 +174,11 @@ def ca_heads(logits: Logits, slate: Tensor, candidates: Tensor, log_weight: Tens
     """
     if log_weight is not None:
         raise ValueError("ca-heads follows whole items, and has no form for columns with weights")
-    logits, num_candidates = in_one_piece(logits), candidates.shape[1]
+    num_candidates = candidates.shape[1]
     if not has_closed_form(logits.shape[2], num_candidates, logits.shape[1]):
         return ca_poisson(logits, slate, candidates)
     done, is_sound = races(logits, num_candidates)
-    log_prob = log_inclusion(done, slate).to(logits.dtype)
+    log_prob = log_inclusion(done, slate, parts_of(logits).shards).to(logits.dtype)
     return log_prob if is_sound.all() else log_prob.where(is_sound[:, None], ca_poisson(logits, slate, candidates))
 
 
@@ -206,8 +206,8 @@ def one_expert_leads(logits: Logits, keys: Logits, slate: Tensor, num_candidates
     is_here = best[:, None, :-1] == slate[:, :, None]  # (B, L, K)
     is_passed = is_here.cumsum(dim=2) > 0
     gone = torch.where(is_passed, value[..., -1:], item)
-    without = left[..., :-1] + torch.log1p(-(gone - left[..., :-1]).exp())
-    return item - torch.where(is_here, left[..., 1:], without)
+    without_item = left[..., :-1] + torch.log1p(-(gone - left[..., :-1]).exp())
+    return item - torch.where(is_here, left[..., 1:], without_item)
 
 
 def mixture_leads(logits: Logits, keys: Logits, slate: Tensor, num_candidates: int) -> Tensor:
@@ -244,7 +244,7 @@ def greedy_without(keys: Logits, slate: Tensor, num_candidates: int) -> Tensor:
     for expert, quota in enumerate(quotas(num_candidates, here.shape[1])[:num_candidates]):  # that own a position
         of_expert = here[:, expert, None]
         if expert:
-            of_expert = shards.without(in_every_slot(of_expert, slate.shape[1]), picks.flatten(0, 1))
+            of_expert = without(in_every_slot(of_expert, slate.shape[1]), picks.flatten(0, 1), shards)
         best = shards.best(of_expert[:, 0], quota + 1).view(len(slate), -1, quota + 1)
         picks = torch.cat([picks, best[..., :-1].where(best[..., :-1] != slate[..., None], best[..., -1:])], dim=2)
     return picks

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esr_trainer.shards import WHOLE, Logits, Shards, SummedLogits, parts_of, shared_as
+from esr_trainer.shards import WHOLE, Logits, Shards, SummedLogits, parts_of, shared_as, without
 
 WIDEST = 600.0
 """Logits of taken items further than this below the largest count as this far: e^-600 is still a float64."""
@@ -120,7 +120,7 @@ class _TakenAndLeft(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, taken: Tensor, shards: Shards) -> tuple[Tensor, Tensor]:
         picked = shards.pick(logits, taken)
-        outside = shards.without(logits, taken)
+        outside = without(logits, taken, shards)
         largest_outside = shards.max(outside.amax(dim=2, keepdim=True)).clamp_(min=torch.finfo(logits.dtype).min)
         outside.sub_(largest_outside).exp_()
         largest = torch.maximum(largest_outside, picked.amax(dim=2, keepdim=True)).double()

@@ -29,8 +29,8 @@ class Shards(Protocol):
     def add(self, target: Tensor, items: Tensor, values: Tensor) -> Tensor:
         """Add (B, M, J) to the items of `target`, (B, M, H), that are here; in place."""
 
-    def without(self, logits: Tensor, items: Tensor) -> Tensor:
-        """A copy of (B, M, H) with -inf for some items, (B, J)."""
+    def put(self, target: Tensor, items: Tensor, values: Tensor) -> Tensor:
+        """A copy of `target`, (B, M, H), with other values of the items that are here: (B, J), (B, M, J)."""
 
     def best(self, keys: Tensor, count: int) -> Tensor:
         """The items with the largest keys, falling, of equal keys the first item's: (B, H) -> (B, J)."""
@@ -79,9 +79,9 @@ class Whole:
         """By their index."""
         return target.scatter_add_(2, index_of(target, items), values)
 
-    def without(self, logits: Tensor, items: Tensor) -> Tensor:
+    def put(self, target: Tensor, items: Tensor, values: Tensor) -> Tensor:
         """By their index."""
-        return logits.scatter(2, index_of(logits, items), -torch.inf)
+        return target.scatter(2, index_of(target, items), values)
 
     def best(self, keys: Tensor, count: int) -> Tensor:
         """By their index."""
@@ -255,6 +255,11 @@ def in_one_piece(logits: Logits) -> Tensor:
     if isinstance(logits, ShardedLogits):
         raise TypeError("these logits are shared out among processes")
     return parts_of(logits).here
+
+
+def without(logits: Tensor, items: Tensor, shards: Shards) -> Tensor:
+    """A copy of (B, M, H) with -inf for some items, (B, J)."""
+    return shards.put(logits, items, logits.new_full((), -torch.inf).expand(*logits.shape[:2], items.shape[1]))
 
 
 def largest(keys: Tensor, count: int) -> Tensor:

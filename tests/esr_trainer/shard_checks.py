@@ -66,6 +66,17 @@ def of_the_greedy(ranks: Ranks) -> dict[str, float]:
     }
 
 
+def of_heads(ranks: Ranks) -> dict[str, float]:
+    """Errors of `ca-heads`: heads alone, logits that are too far apart, quotas that differ, one that is too large."""
+    logits = {experts: normal(7, experts, 41, scale=3.0) for experts in (1, 2, 5)}
+    logits[2][2] *= 50  # beyond what draws follow
+    found = {
+        f"M={experts} K={num_candidates}": difference("ca-heads", logits[experts], num_candidates, ranks)
+        for experts, num_candidates in ((1, 2), (1, 4), (2, 2), (2, 5), (5, 3), (5, 12), (5, 20), (1, 5))
+    }
+    return {**found, "all are heads": difference("ca-heads", normal(7, 2, 6, scale=1.0), 3, ranks)}
+
+
 def picks(ranks: Ranks) -> dict[str, bool]:
     """Whether greedy and drawn candidates are those of the catalogue in one piece, and whether the noise is Gumbel."""
     found = {}
@@ -112,6 +123,7 @@ def main() -> None:
         found = {
             "errors": errors,
             "of the greedy": of_the_greedy(ranks),
+            "of heads": of_heads(ranks),
             "same": picks(ranks),
             "replicas": replicas_are_equal(ranks),
             "noise": noise_sum(ranks),

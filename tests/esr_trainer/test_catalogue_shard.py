@@ -38,6 +38,13 @@ def test_what_is_greedy_is_so_over_all_items_and_the_first_of_equal_ones(
 
 
 @pytest.mark.parametrize("count", COUNTS)
+def test_draws_that_follow_heads_are_those_of_one_process(count: int, found: dict[int, dict[str, Any]]) -> None:
+    errors = found[count]["of heads"]
+    assert len(errors) == 9
+    assert max(errors.values()) < 1e-12, errors
+
+
+@pytest.mark.parametrize("count", COUNTS)
 def test_candidates_are_those_of_one_process(count: int, found: dict[int, dict[str, Any]]) -> None:
     same = found[count]["same"]
     assert len(same) == 6

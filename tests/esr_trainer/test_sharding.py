@@ -27,10 +27,11 @@ RUNS = {
     "v": "--sharding data-parallel --experts 2 --variance-reduction baseline",
     "v-swr": "--sharding auto --experts 1 --batch 16 --variance-reduction grpo --slate 2 --lsr noisy",
     "ca": "--sharding row-wise --experts 4 --slate 2 --lsr noisy",
+    "ca-heads": "--sharding row-wise --experts 3 --batch 16",
 }
 """By estimator."""
 
-ELSEWHERE = dict(zip(RUNS, ("auto", "data-parallel", "table-wise", "row-wise", "table-wise"), strict=True))
+ELSEWHERE = dict(zip(RUNS, ("auto", "data-parallel", "table-wise", "row-wise", "table-wise", "auto"), strict=True))
 """Another sharding of each."""
 
 
@@ -88,7 +89,6 @@ def test_two_processes_make_the_run_of_one(tmp_path: Path, alone: Callable[..., 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("--estimator ca-heads", "estimator (ca-heads) runs in one process"),
         ("--seeds 2", "seeds (2) train side by side in one process"),
         ("--context-features pyproject.toml", "context_features (pyproject.toml) are looked up in one process"),
         ("--from-log feedback.db --estimator ips", "estimator (ips) runs in one process"),
