@@ -14,6 +14,7 @@ from torch import Tensor
 
 from esr_trainer.policy import gumbel, in_turn
 from esr_trainer.ranks import Ranks
+from esr_trainer.shards import largest
 
 NOISE_BLOCK = 256
 """Items whose noise is drawn from one seed."""
@@ -57,12 +58,34 @@ class Part:
         is_here, index = self.place(items)
         return target.scatter_add_(2, index[:, None].expand_as(values), values * is_here[:, None])
 
-    def without(self, logits: Tensor, items: Tensor) -> Tensor:
-        """-inf for those of the items that are here."""
+    def put(self, target: Tensor, items: Tensor, values: Tensor) -> Tensor:
+        """Put those of the items that are here; the others behind the last one, which is cut off again."""
         is_here, index = self.place(items)
-        is_gone = torch.zeros((len(logits), logits.shape[2]), dtype=torch.int8, device=logits.device)
-        is_gone.scatter_add_(1, index, is_here.to(torch.int8))
-        return logits.masked_fill(is_gone[:, None] > 0, -torch.inf)
+        index = index.where(is_here, self.num_here)
+        padded = torch.nn.functional.pad(target, (0, 1))
+        return padded.scatter_(2, index[:, None].expand_as(values), values)[..., :-1]
+
+    def best(self, keys: Tensor, count: int) -> Tensor:
+        """The best of everybody's best, in one message."""
+        here = largest(keys, min(count, self.num_here))
+        return self.first_of_all(keys.gather(1, here)[:, None], here[:, None], count)
+
+    def first_of_all(self, keys: Tensor, places: Tensor, num_candidates: int) -> Tensor:
+        """The candidates by every process's K best of each expert, or all that it has, in one message.
+
+        Args:
+            keys: what the items go by, (B, M, J) with J at most K.
+            places: where they are here, (B, M, J).
+            num_candidates: K.
+
+        Returns:
+            Items, (B, K), the same everywhere.
+        """
+        room = num_candidates - keys.shape[2]
+        keys = torch.nn.functional.pad(keys, (0, room), value=-torch.inf)
+        items = torch.nn.functional.pad(places + self.first, (0, room)).to(AS_WIDE[keys.dtype])
+        both = torch.cat(self.ranks.gather(torch.stack([keys, items.view(keys.dtype)])), dim=3)
+        return in_turn(both[0], both[1].contiguous().view(items.dtype).long(), num_candidates)
 
     def whole(self, part: Tensor) -> Tensor:
         """Everybody's items, one part after the other."""
@@ -92,23 +115,6 @@ class CatalogueShard(Part):
         best = logits.topk(min(num_candidates, logits.shape[2]))
         return self.first_of_all(best.values, best.indices, num_candidates)
 
-    def first_of_all(self, keys: Tensor, places: Tensor, num_candidates: int) -> Tensor:
-        """The candidates by every process's K best of each expert, or all that it has, in one message.
-
-        Args:
-            keys: what the items go by, (B, M, J) with J at most K.
-            places: where they are here, (B, M, J).
-            num_candidates: K.
-
-        Returns:
-            Items, (B, K), the same everywhere.
-        """
-        room = num_candidates - keys.shape[2]
-        keys = torch.nn.functional.pad(keys, (0, room), value=-torch.inf)
-        items = torch.nn.functional.pad(places + self.first, (0, room)).to(AS_WIDE[keys.dtype])
-        both = torch.cat(self.ranks.gather(torch.stack([keys, items.view(keys.dtype)])), dim=3)
-        return in_turn(both[0], both[1].contiguous().view(items.dtype).long(), num_candidates)
-
     def gumbel(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """Noise of the items that are here, (B, M, H); of the generator only the blocks' seeds are drawn."""
         num_blocks = -(-self.num_items // NOISE_BLOCK)
@@ -121,23 +127,6 @@ class CatalogueShard(Part):
             low, high = max(start, self.first), min(start + NOISE_BLOCK, self.last)
             noise[..., low - self.first : high - self.first] = drawn[..., low - start : high - start]
         return noise
-
-
-class ColumnShard(Part):
-    """Columns that stand for the items of each process, those of the candidates among them, by position.
-
-    Every process has a column for every candidate; it counts where the item is.
-    """
-
-    def __init__(self, widths: Sequence[int], first_candidate: int, is_here: Tensor, ranks: Ranks) -> None:
-        """Take the number of columns of each process, W, the candidates' first, and whose item is here, (B, K)."""
-        super().__init__(widths, ranks)
-        self.first_candidate = first_candidate
-        self.is_here = is_here
-
-    def place(self, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of some positions' items are here, and their columns."""
-        return self.is_here.gather(1, items), items + self.first_candidate
 
 
 def blocks_of(count: int, num_processes: int) -> list[range]:

@@ -19,7 +19,7 @@ from esr_trainer.head_inclusion import has_closed_form, log_inclusion, races
 from esr_trainer.inclusion import log_stopping_times
 from esr_trainer.normalisers import gather_items, log_softmax_of, taken_and_left, weighed
 from esr_trainer.quotas import expert_of_position, quotas
-from esr_trainer.shards import Logits, in_one_piece, of_experts
+from esr_trainer.shards import Logits, of_experts, parts_of, shared_as, without
 from esr_trainer.sharp_races import log_arrival_probability
 
 
@@ -99,14 +99,14 @@ def ca(logits: Logits, slate: Tensor, candidates: Tensor, log_weight: Tensor | N
     Returns:
         (B, L).
     """
-    logits, num_candidates = in_one_piece(weighed(logits, log_weight)), candidates.shape[1]
+    logits, num_candidates = weighed(logits, log_weight), candidates.shape[1]
     if num_candidates == logits.shape[2]:
         return gather_items(logits, slate).sum(dim=1) * 0.0  # sure to be in: log 1, gradient 0
-    normalisers = one_expert_normalisers if logits.shape[1] == 1 else mixture_normalisers
-    expert = torch.tensor(expert_of_position(num_candidates, logits.shape[1]), device=logits.device)
-    item = gather_items(logits, slate)[:, expert].transpose(1, 2)  # (B, L, K)
-    themselves = logits if log_weight is None else logits.masked_fill((log_weight != 0)[:, None], -torch.inf)
-    lead = item - normalisers(logits, themselves, slate, num_candidates)
+    keys = parts_of(logits).here.detach()
+    if log_weight is not None:
+        keys = keys.masked_fill((log_weight != 0)[:, None], -torch.inf)
+    leads = one_expert_leads if logits.shape[1] == 1 else mixture_leads
+    lead = leads(logits, shared_as(logits, keys), slate, num_candidates)
     log_taken, log_passed = logsigmoid(lead), logsigmoid(-lead)
     passed_before = log_passed.cumsum(dim=2) - log_passed
     return (log_taken + passed_before).logsumexp(dim=2).clamp(max=0)
@@ -174,16 +174,16 @@ def ca_heads(logits: Logits, slate: Tensor, candidates: Tensor, log_weight: Tens
     """
     if log_weight is not None:
         raise ValueError("ca-heads follows whole items, and has no form for columns with weights")
-    logits, num_candidates = in_one_piece(logits), candidates.shape[1]
+    num_candidates = candidates.shape[1]
     if not has_closed_form(logits.shape[2], num_candidates, logits.shape[1]):
         return ca_poisson(logits, slate, candidates)
     done, is_sound = races(logits, num_candidates)
-    log_prob = log_inclusion(done, slate).to(logits.dtype)
+    log_prob = log_inclusion(done, slate, parts_of(logits).shards).to(logits.dtype)
     return log_prob if is_sound.all() else log_prob.where(is_sound[:, None], ca_poisson(logits, slate, candidates))
 
 
-def one_expert_normalisers(logits: Tensor, themselves: Tensor, slate: Tensor, num_candidates: int) -> Tensor:
-    """W_k of `ca` for one expert: what is left at each position without the slot's item, in log space.
+def one_expert_leads(logits: Logits, keys: Logits, slate: Tensor, num_candidates: int) -> Tensor:
+    """f(a) - W_k of `ca` for one expert: W_k is what is left at each position without the slot's item, in log space.
 
     All slots share one top K + 1: without an item of it the others are the greedy positions, in the published order
     (the next item takes its place), and the rest of the catalogue is left in the end. With C_k what is left of the
@@ -192,38 +192,39 @@ def one_expert_normalisers(logits: Tensor, themselves: Tensor, slate: Tensor, nu
 
     Args:
         logits: (B, 1, N), with K < N.
-        themselves: the same, -inf where a column is no single item.
+        keys: the same without history, -inf where a column is no single item.
         slate: (B, L), items.
         num_candidates: K.
 
     Returns:
         (B, L, K).
     """
-    best = themselves[:, 0].detach().topk(num_candidates + 1).indices
+    here, shards = parts_of(keys)
+    best = shards.best(here[:, 0], num_candidates + 1)
     value, left = taken_and_left(logits, best)  # (B, 1, K + 1) each
+    item = gather_items(logits, slate).transpose(1, 2)  # (B, L, 1)
     is_here = best[:, None, :-1] == slate[:, :, None]  # (B, L, K)
     is_passed = is_here.cumsum(dim=2) > 0
-    gone = torch.where(is_passed, value[..., -1:], gather_items(logits, slate).transpose(1, 2))
-    without = left[..., :-1] + torch.log1p(-(gone - left[..., :-1]).exp())
-    return torch.where(is_here, left[..., 1:], without)
+    gone = torch.where(is_passed, value[..., -1:], item)
+    without_item = left[..., :-1] + torch.log1p(-(gone - left[..., :-1]).exp())
+    return item - torch.where(is_here, left[..., 1:], without_item)
 
 
-def mixture_normalisers(logits: Tensor, themselves: Tensor, slate: Tensor, num_candidates: int) -> Tensor:
-    """W_k of `ca` for several experts: (B, M, N) twice, (B, L) -> (B, L, K), of each position's expert.
+def mixture_leads(logits: Logits, keys: Logits, slate: Tensor, num_candidates: int) -> Tensor:
+    """f(a) - W_k of `ca` for several experts: (B, M, N) twice, (B, L) -> (B, L, K), of each position's expert.
 
-    What earlier experts take depends on the slot's item, so every slot has a catalogue of its own.
+    What earlier experts take depends on the slot's item, so every slot has a catalogue of its own; the item is the
+    first that is taken from it.
     """
-    batch, num_experts, _ = logits.shape
-    num_slots = slate.shape[1]
-    rivals = logits[:, None].expand(-1, num_slots, -1, -1)
-    rivals = rivals.scatter(3, slate[:, :, None, None].expand(-1, -1, num_experts, 1), -torch.inf).flatten(0, 1)
-    taken = greedy_without(themselves, slate, num_candidates).flatten(0, 1)  # (B * L, K)
-    expert = torch.tensor(expert_of_position(num_candidates, num_experts), device=logits.device)
-    _, normalisers = taken_and_left(rivals, taken)  # (B * L, M, K)
-    return normalisers.gather(1, expert.expand(len(rivals), 1, -1)).view(batch, num_slots, num_candidates)
+    rivals = shared_as(logits, in_every_slot(parts_of(logits).here, slate.shape[1]))
+    gone = torch.cat([slate[:, :, None], greedy_without(keys, slate, num_candidates)], dim=2).flatten(0, 1)
+    value, left = taken_and_left(rivals, gone)  # (B * L, M, 1 + K) each
+    expert = torch.tensor(expert_of_position(num_candidates, logits.shape[1]), device=logits.device)
+    lead = (value[..., :1] - left[..., 1:]).gather(1, expert.expand(len(gone), 1, -1))
+    return lead.view(*slate.shape, num_candidates)
 
 
-def greedy_without(logits: Tensor, slate: Tensor, num_candidates: int) -> Tensor:
+def greedy_without(keys: Logits, slate: Tensor, num_candidates: int) -> Tensor:
     """The greedy candidates with each slot's item replaced by its expert's next item, in the same place.
 
     This is the published rule (arXiv:2605.26385 App. D.1): the replacement also counts as taken for later experts.
@@ -231,21 +232,27 @@ def greedy_without(logits: Tensor, slate: Tensor, num_candidates: int) -> Tensor
     the item; the two differ by up to 1e-2 in log-probability.
 
     Args:
-        logits: (B, M, N), with K < N.
+        keys: (B, M, N), with K < N; -inf for what is not to be picked.
         slate: (B, L), items.
         num_candidates: K.
 
     Returns:
         Items, (B, L, K), none of them the slot's.
     """
-    logits, picks = logits.detach()[:, None], logits.new_empty((len(logits), slate.shape[1], 0), dtype=torch.long)
-    for expert, quota in enumerate(quotas(num_candidates, logits.shape[2])):
-        keys = logits[:, :, expert]
+    here, shards = parts_of(keys)
+    picks = slate.new_empty((*slate.shape, 0))
+    for expert, quota in enumerate(quotas(num_candidates, here.shape[1])[:num_candidates]):  # that own a position
+        of_expert = here[:, expert, None]
         if expert:
-            keys = keys.expand(-1, slate.shape[1], -1).scatter(2, picks, -torch.inf)
-        best = keys.topk(quota + 1).indices
+            of_expert = without(in_every_slot(of_expert, slate.shape[1]), picks.flatten(0, 1), shards)
+        best = shards.best(of_expert[:, 0], quota + 1).view(len(slate), -1, quota + 1)
         picks = torch.cat([picks, best[..., :-1].where(best[..., :-1] != slate[..., None], best[..., -1:])], dim=2)
     return picks
+
+
+def in_every_slot(values: Tensor, num_slots: int) -> Tensor:
+    """The same for each of a context's slots: (B, ...) -> (B * L, ...)."""
+    return values[:, None].expand(-1, num_slots, *values.shape[1:]).flatten(0, 1)
 
 
 ESTIMATORS: Mapping[str, Estimator] = {

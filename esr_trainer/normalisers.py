@@ -8,13 +8,12 @@ all shards, the gradient is of the items that are here, since every process sees
 Axes: B batch, M experts, N items or what stands for them, J any items.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from esr_trainer.shards import WHOLE, Logits, ShardedLogits, Shards, SummedLogits, in_one_piece, parts_of
+from esr_trainer.shards import WHOLE, Logits, Shards, SummedLogits, parts_of, shared_as, without
 
 WIDEST = 600.0
 """Logits of taken items further than this below the largest count as this far: e^-600 is still a float64."""
@@ -78,11 +77,7 @@ def entropy(logits: Logits, log_weight: Tensor | None = None) -> Tensor:
 
 def weighed(logits: Logits, log_weight: Tensor | None) -> Logits:
     """Logits whose exponentials are worth w e^f: (B, M, N), log w (B, N) or None for 1 -> (B, M, N)."""
-    if log_weight is None:
-        return logits
-    if isinstance(logits, ShardedLogits):
-        return replace(logits, here=logits.here + log_weight[:, None])
-    return in_one_piece(logits) + log_weight[:, None]
+    return logits if log_weight is None else shared_as(logits, parts_of(logits).here + log_weight[:, None])
 
 
 class _LogSoftmaxOf(torch.autograd.Function):
@@ -125,7 +120,7 @@ class _TakenAndLeft(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, taken: Tensor, shards: Shards) -> tuple[Tensor, Tensor]:
         picked = shards.pick(logits, taken)
-        outside = shards.without(logits, taken)
+        outside = without(logits, taken, shards)
         largest_outside = shards.max(outside.amax(dim=2, keepdim=True)).clamp_(min=torch.finfo(logits.dtype).min)
         outside.sub_(largest_outside).exp_()
         largest = torch.maximum(largest_outside, picked.amax(dim=2, keepdim=True)).double()

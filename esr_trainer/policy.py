@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from esr_trainer.quotas import quotas
-from esr_trainer.shards import Logits, ShardedCatalogue, in_one_piece
+from esr_trainer.shards import Logits, ShardedCatalogue, in_one_piece, largest
 
 
 def gumbel(shape: torch.Size, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -52,7 +52,7 @@ def in_turn(keys: Tensor, items: Tensor, num_candidates: int) -> Tensor:
     picks = items.new_empty((len(items), 0))
     for expert, quota in enumerate(quotas(num_candidates, items.shape[1])):
         is_taken = (items[:, expert, :, None] == picks[:, None]).any(dim=2)
-        place = keys[:, expert].masked_fill(is_taken, -torch.inf).topk(quota).indices
+        place = largest(keys[:, expert].masked_fill(is_taken, -torch.inf), quota)
         picks = torch.cat([picks, items[:, expert].gather(1, place)], dim=1)
     return picks
 

@@ -16,13 +16,14 @@ Axes: B batch, M experts, N items, H head, K candidates, S tail, D embedding dim
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from esr_trainer.catalogue_sample import Columns, Head, columns_of, head_of, lazy_races
-from esr_trainer.catalogue_shard import CatalogueShard, ColumnShard
+from esr_trainer.catalogue_shard import CatalogueShard, Part
 from esr_trainer.interaction import show
 from esr_trainer.lazy_rows import rows_of, table_rows
 from esr_trainer.policy_value import System, replay
@@ -72,10 +73,10 @@ class SampledShardedTrainer(ShardedTrainer, SampledTrainer):
             raced = lazy_races(law, head, policy.shard.num_here, config.candidates, share, draws)
             candidates = policy.shard.first_of_all(*raced, config.candidates)
         round_ = show(self.world, self.system, contexts, candidates, self.generator)
-        columns, shard = shared_columns(head, candidates, sizes, policy.shard, draws)
-        logits = ShardedLogits(logits_of(policy.item_tower, queries, columns), shard)
-        positions = torch.arange(config.candidates).expand_as(candidates)
-        return Played(contexts, logits, round_, Place(round_.positions, positions, columns.log_weight))
+        columns, shards, of_candidates = shared_columns(head, candidates, sizes, policy.shard, draws)
+        logits = ShardedLogits(logits_of(policy.item_tower, queries, columns), shards)
+        place = Place(of_candidates.gather(1, round_.positions), of_candidates, columns.log_weight)
+        return Played(contexts, logits, round_, place)
 
     def value(self) -> dict[str, float]:
         """The policy value on all contexts, of the exact greedy candidates."""
@@ -125,10 +126,21 @@ def rows_from_all(tower: ShardedTower, rows: Tensor) -> Tensor:
     return tower.of(rows, table_rows).view(-1, *tower.shape[1:])
 
 
+class SharedColumns(NamedTuple):
+    """What stands for the whole catalogue, of which each process has a part."""
+
+    here: Columns
+    """For the items that are here."""
+    shards: Part
+    """What speaks for the other processes' columns."""
+    candidates: Tensor
+    """The candidates' columns among everybody's, (B, K): those of the processes that have the items."""
+
+
 def shared_columns(
     head: Head, candidates: Tensor, sizes: Sizes, shard: CatalogueShard, draws: torch.Generator
-) -> tuple[Columns, ColumnShard]:
-    """What stands for the items that are here, and what speaks for the other processes' columns.
+) -> SharedColumns:
+    """The columns of every process; each has one for every candidate, and it counts where the item is.
 
     Args:
         head: (B, H), of places here.
@@ -141,7 +153,10 @@ def shared_columns(
     index, num_candidates = shard.ranks.index, candidates.shape[1]
     columns = columns_of(head, places.where(is_here, -1), shard.num_here, sizes.tails[index], draws)
     widths = [of_head + num_candidates + of_tail for of_head, of_tail in zip(*sizes, strict=True)]
-    return columns, ColumnShard(widths, sizes.heads[index], is_here, shard.ranks)
+    first = [end - width + of_head for end, width, of_head in zip(accumulate(widths), widths, sizes.heads, strict=True)]
+    owner = torch.bucketize(candidates, torch.tensor([*accumulate(shard.widths)]), right=True)
+    of_candidates = torch.tensor(first)[owner] + torch.arange(num_candidates)
+    return SharedColumns(columns, Part(widths, shard.ranks), of_candidates)
 
 
 @torch.no_grad()

@@ -26,9 +26,6 @@ from esr_trainer.system import ranker_of, system_of
 from esr_trainer.training import resume, valued
 from esr_trainer.whole_directory import remove_unfinished, sole_writer
 
-UNSHARDED = ("ca", "ca-heads")
-"""Estimators that need all items at once."""
-
 
 def check_shardable(config: TrainConfig, num_seeds: int, out: Path | None, is_profiled: bool) -> None:
     """Refuse what has no sharded form; every process finds the same, without asking the others.
@@ -36,11 +33,10 @@ def check_shardable(config: TrainConfig, num_seeds: int, out: Path | None, is_pr
     Raises:
         UsageError: names the setting and the rule.
     """
-    sharded = ", ".join(name for name in ONLINE if name not in UNSHARDED)
     rules = (
         (
-            config.estimator in ONLINE and config.estimator not in UNSHARDED,
-            f"estimator ({config.estimator}) runs in one process: torchrun takes {sharded}",
+            config.estimator in ONLINE,
+            f"estimator ({config.estimator}) runs in one process: torchrun takes {', '.join(ONLINE)}",
         ),
         (config.from_log is None, f"from_log ({config.from_log}) is learned from in one process"),
         (not is_profiled, "profile (True) watches one process: leave it out under torchrun"),

@@ -29,8 +29,11 @@ class Shards(Protocol):
     def add(self, target: Tensor, items: Tensor, values: Tensor) -> Tensor:
         """Add (B, M, J) to the items of `target`, (B, M, H), that are here; in place."""
 
-    def without(self, logits: Tensor, items: Tensor) -> Tensor:
-        """A copy of (B, M, H) with -inf for some items, (B, J)."""
+    def put(self, target: Tensor, items: Tensor, values: Tensor) -> Tensor:
+        """A copy of `target`, (B, M, H), with other values of the items that are here: (B, J), (B, M, J)."""
+
+    def best(self, keys: Tensor, count: int) -> Tensor:
+        """The items with the largest keys, falling, of equal keys the first item's: (B, H) -> (B, J)."""
 
     def whole(self, part: Tensor) -> Tensor:
         """All items of the last axis: (..., H) -> (..., N)."""
@@ -76,9 +79,13 @@ class Whole:
         """By their index."""
         return target.scatter_add_(2, index_of(target, items), values)
 
-    def without(self, logits: Tensor, items: Tensor) -> Tensor:
+    def put(self, target: Tensor, items: Tensor, values: Tensor) -> Tensor:
         """By their index."""
-        return logits.scatter(2, index_of(logits, items), -torch.inf)
+        return target.scatter(2, index_of(target, items), values)
+
+    def best(self, keys: Tensor, count: int) -> Tensor:
+        """By their index."""
+        return largest(keys, count)
 
     def whole(self, part: Tensor) -> Tensor:
         """As it is."""
@@ -205,13 +212,16 @@ def parts_of(logits: Logits) -> Parts:
     return Parts(logits.here, logits.shards) if isinstance(logits, ShardedLogits) else Parts(logits, WHOLE)
 
 
+def shared_as(logits: Logits, here: Tensor) -> Logits:
+    """Other logits of items that are shared out as these are: what is here of them, (B, M, H)."""
+    return replace(logits, here=here) if isinstance(logits, ShardedLogits) else here
+
+
 def of_experts(logits: Logits, count: int) -> Logits:
     """The logits of the first experts."""
-    if isinstance(logits, ShardedLogits):
-        return replace(logits, here=logits.here[:, :count])
     if isinstance(logits, SummedLogits):
         return logits.each(lambda values: values[:, :count])
-    return logits[:, :count]
+    return shared_as(logits, parts_of(logits).here[:, :count])
 
 
 def of_runs(logits: Logits, count: int) -> tuple[Logits, ...]:
@@ -245,6 +255,24 @@ def in_one_piece(logits: Logits) -> Tensor:
     if isinstance(logits, ShardedLogits):
         raise TypeError("these logits are shared out among processes")
     return parts_of(logits).here
+
+
+def without(logits: Tensor, items: Tensor, shards: Shards) -> Tensor:
+    """A copy of (B, M, H) with -inf for some items, (B, J)."""
+    return shards.put(logits, items, logits.new_full((), -torch.inf).expand(*logits.shape[:2], items.shape[1]))
+
+
+def largest(keys: Tensor, count: int) -> Tensor:
+    """Where the largest keys are, falling, of equal keys the first: (B, H) -> (B, J).
+
+    `topk` promises nothing of equal keys, and which of them comes first is another thing in a part than in the whole.
+    """
+    values, places = keys.topk(min(count + 1, keys.shape[1]))
+    is_equal = values[:, 1:] == values[:, :-1]
+    if is_equal.any():
+        unclear = is_equal.any(dim=1)
+        places[unclear] = keys[unclear].sort(dim=1, descending=True, stable=True).indices[:, : places.shape[1]]
+    return places[:, :count]
 
 
 def index_of(logits: Tensor, items: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from esr_trainer.world import World
 
 CONTEXTS = 200
 WARM_UP = 3
-ESTIMATORS = ("top1", "ca-poisson")
+ESTIMATORS = ("top1", "ca", "ca-poisson")
 
 
 class StepCost(NamedTuple):

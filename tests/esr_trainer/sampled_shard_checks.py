@@ -29,7 +29,7 @@ from esr_trainer.system import system_of
 from tests.esr_trainer.shard_checks import SHAPES
 from tests.esr_trainer.test_catalogue_sample import NO_TAIL, Dense, chi_square, seeded, stale_world
 
-NAMES = ("top1", "ca-swr", "v", "v-swr", "ca-poisson", "entropy")
+NAMES = ("top1", "ca-swr", "v", "v-swr", "ca", "ca-poisson", "entropy")
 
 
 def head_here(head: Head, shard: CatalogueShard) -> Head:
@@ -40,12 +40,12 @@ def head_here(head: Head, shard: CatalogueShard) -> Head:
 
 def columns_here(
     here: Tensor, head: Head, candidates: Tensor, sizes: Sizes, shard: CatalogueShard, seed: int
-) -> tuple[ShardedLogits, Tensor]:
-    """Logits of the columns that stand for the items here, (B, M, H), and their weights."""
+) -> tuple[ShardedLogits, Tensor, Tensor]:
+    """Logits of the columns that stand for the items here, (B, M, H), their weights, and the candidates' columns."""
     draws = seeded(seed + shard.ranks.index)
-    columns, columns_shard = shared_columns(head, candidates, sizes, shard, draws)
+    columns, shards, of_candidates = shared_columns(head, candidates, sizes, shard, draws)
     logits = torch.cat([Dense(here).own(columns.own), here[:, :, columns.tail]], dim=2)
-    return ShardedLogits(logits, columns_shard), columns.log_weight
+    return ShardedLogits(logits, shards), columns.log_weight, of_candidates
 
 
 def difference(name: str, shape: tuple[int, int, int], scale: float, ranks: Ranks) -> float:
@@ -53,7 +53,6 @@ def difference(name: str, shape: tuple[int, int, int], scale: float, ranks: Rank
     generator, shard = seeded(3), CatalogueShard(shape[2], ranks)
     logits = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
     candidates = sample_candidates(logits, 10, generator)
-    positions = torch.arange(10).expand_as(candidates)
     weight = torch.rand((shape[0], 3), generator=generator, dtype=torch.float64)
 
     def value_of(logits: Logits, candidates: Tensor, log_weight: Tensor | None = None) -> Tensor:
@@ -67,8 +66,8 @@ def difference(name: str, shape: tuple[int, int, int], scale: float, ranks: Rank
     here = shard.own(logits).clone().requires_grad_()
     head = head_of(here.detach()[:, 0].topk(4).indices)
     sizes = Sizes([4] * ranks.count, list(shard.widths))
-    columns, log_weight = columns_here(here, head, candidates, sizes, shard, 5)
-    found = value_of(columns, positions, log_weight)
+    columns, log_weight, of_candidates = columns_here(here, head, candidates, sizes, shard, 5)
+    found = value_of(columns, of_candidates, log_weight)
     found.sum().backward()
     assert whole.grad is not None
     assert here.grad is not None
@@ -94,7 +93,7 @@ def bias(ranks: Ranks) -> list[float]:
     own, here, parts = head_here(head, shard), shard.own(logits).double(), []
     sizes = sizes_of(own.items.shape[1] * ranks.count, 60, shard)
     for seed in range(600):
-        columns, log_weight = columns_here(here, own, candidates, sizes, shard, 10 * seed)
+        columns, log_weight, _ = columns_here(here, own, candidates, sizes, shard, 10 * seed)
         parts.append((columns.here + log_weight[:, None]).exp().sum(dim=2))
     share = ranks.sum(torch.stack(parts)) / logits.double().exp().sum(dim=2)
     return ((share.mean(dim=0) - 1) / (share.std(dim=0) / 600**0.5)).flatten().tolist()

@@ -4,6 +4,7 @@ import json
 import sys
 
 import torch
+from torch import Tensor
 
 from esr_trainer.catalogue_shard import CatalogueShard
 from esr_trainer.config import TrainConfig
@@ -20,17 +21,21 @@ SHAPES = {"mixture": (7, 3, 41), "one": (7, 1, 600)}
 """(B, M, N)."""
 
 
-def difference(name: str, shape: tuple[int, int, int], scale: float, num_candidates: int, ranks: Ranks) -> float:
-    """The largest error of an estimator's value and of its gradient, relative to the largest gradient."""
-    generator = torch.Generator().manual_seed(3)
-    logits = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
-    candidates = sample_candidates(logits, num_candidates, generator)
-    shown = torch.randint(shape[2], (shape[0], 2), generator=generator)
-    slate = torch.cat([candidates[:, [1, 0]], shown], dim=1)  # whether it was drawn or not
-    weight = torch.rand(slate.shape, generator=generator, dtype=torch.float64)
-    shard = CatalogueShard(shape[2], ranks)
+def normal(*shape: int, scale: float) -> Tensor:
+    """Logits, (B, M, N), that are the same everywhere."""
+    return scale * torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
-    def value_of(logits: Logits) -> torch.Tensor:
+
+def difference(name: str, logits: Tensor, num_candidates: int, ranks: Ranks, num_slots: int = 4) -> float:
+    """The largest error of an estimator's value and of its gradient, relative to the largest gradient."""
+    generator, num_items = torch.Generator().manual_seed(4), logits.shape[2]
+    candidates = sample_candidates(logits, num_candidates, generator)
+    shown = torch.randint(num_items, (len(logits), 2), generator=generator)
+    slate = torch.cat([candidates[:, [1, 0]], shown], dim=1)[:, -num_slots:]  # whether it was drawn or not
+    weight = torch.rand(slate.shape, generator=generator, dtype=torch.float64)
+    shard = CatalogueShard(num_items, ranks)
+
+    def value_of(logits: Logits) -> Tensor:
         if name == "entropy":
             return entropy(logits)[:, :1] * weight
         return ESTIMATORS[name](logits, slate, candidates) * weight
@@ -45,6 +50,31 @@ def difference(name: str, shape: tuple[int, int, int], scale: float, num_candida
     assert here.grad is not None
     of_gradient = (here.grad - shard.own(whole.grad)).abs().max() / whole.grad.abs().max().clamp(min=1e-300)
     return float(ranks.max(torch.maximum((found - expected).detach().abs().max(), of_gradient)))
+
+
+def of_the_greedy(ranks: Ranks) -> dict[str, float]:
+    """Errors of `ca`: quotas that differ, one item that is left and none, logits that differ and are often equal."""
+    return {
+        f"M={experts} L={slots} K={num_candidates} {kind}": difference("ca", logits, num_candidates, ranks, slots)
+        for experts in (1, 2, 5)
+        for kind, logits in (
+            ("differ", normal(7, experts, 29, scale=2.0)),
+            ("equal", normal(7, experts, 29, scale=1.0).round()),
+        )
+        for slots in (1, 3)
+        for num_candidates in (7, 28, 29)
+    }
+
+
+def of_heads(ranks: Ranks) -> dict[str, float]:
+    """Errors of `ca-heads`: heads alone, logits that are too far apart, quotas that differ, one that is too large."""
+    logits = {experts: normal(7, experts, 41, scale=3.0) for experts in (1, 2, 5)}
+    logits[2][2] *= 50  # beyond what draws follow
+    found = {
+        f"M={experts} K={num_candidates}": difference("ca-heads", logits[experts], num_candidates, ranks)
+        for experts, num_candidates in ((1, 2), (1, 4), (2, 2), (2, 5), (5, 3), (5, 12), (5, 20), (1, 5))
+    }
+    return {**found, "all are heads": difference("ca-heads", normal(7, 2, 6, scale=1.0), 3, ranks)}
 
 
 def picks(ranks: Ranks) -> dict[str, bool]:
@@ -84,14 +114,16 @@ def main() -> None:
     """Print one JSON object."""
     with joined("cpu") as ranks:
         errors = {
-            f"{name} {kind} {scale}": difference(name, shape, scale, 10, ranks)
-            for name in ("top1", "ca-swr", "v", "v-swr", "ca-poisson", "entropy")
+            f"{name} {kind} {scale}": difference(name, normal(*shape, scale=scale), 10, ranks)
+            for name in ("top1", "ca-swr", "v", "v-swr", "ca", "ca-poisson", "entropy")
             for kind, shape in SHAPES.items()
             for scale in (1.0, 5.0, 20.0)
         }
-        errors["ca-poisson all"] = difference("ca-poisson", SHAPES["mixture"], 1.0, 41, ranks)
+        errors["ca-poisson all"] = difference("ca-poisson", normal(*SHAPES["mixture"], scale=1.0), 41, ranks)
         found = {
             "errors": errors,
+            "of the greedy": of_the_greedy(ranks),
+            "of heads": of_heads(ranks),
             "same": picks(ranks),
             "replicas": replicas_are_equal(ranks),
             "noise": noise_sum(ranks),

@@ -24,7 +24,23 @@ def test_log_probabilities_and_gradients_are_those_of_one_process_in_float64(
 ) -> None:
     errors = found[count]["errors"]
     assert found[count]["count"] == count
-    assert len(errors) == 6 * 2 * 3 + 1
+    assert len(errors) == 7 * 2 * 3 + 1
+    assert max(errors.values()) < 1e-12, errors
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_what_is_greedy_is_so_over_all_items_and_the_first_of_equal_ones(
+    count: int, found: dict[int, dict[str, Any]]
+) -> None:
+    errors = found[count]["of the greedy"]
+    assert len(errors) == 3 * 2 * 2 * 3
+    assert max(errors.values()) < 1e-12, errors
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_draws_that_follow_heads_are_those_of_one_process(count: int, found: dict[int, dict[str, Any]]) -> None:
+    errors = found[count]["of heads"]
+    assert len(errors) == 9
     assert max(errors.values()) < 1e-12, errors
 
 

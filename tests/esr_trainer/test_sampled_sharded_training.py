@@ -42,7 +42,7 @@ def found(place: Path) -> dict[str, Any]:
 
 
 def test_a_tail_of_all_items_gives_the_formulas_of_one_process_in_float64(found: dict[str, Any]) -> None:
-    assert len(found["errors"]) == 6 * 2 * 2
+    assert len(found["errors"]) == 7 * 2 * 2
     assert max(found["errors"].values()) < 1e-11, found["errors"]
 
 
@@ -122,11 +122,12 @@ def test_a_killed_process_is_started_again_and_the_run_ends_as_if_nothing_had_ha
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("estimator", ["top1", "ca"])
+def test_two_processes_learn_what_one_does(estimator: str, tmp_path: Path) -> None:
     """3,000 items of which a tenth are a tail, 300 steps: within 2 % of one process's policy value."""
     shape = "--environment synthetic --items 3000 --contexts 300 --candidates 20 --experts 1 --catalogue sampled"
     sizes = "--catalogue-tail 300 --catalogue-head 64 --index-every 50 --steps 300"
-    given = [*shape.split(), *sizes.split(), "--out"]
+    given = [*shape.split(), *sizes.split(), "--estimator", estimator, "--out"]
     assert command_line([*given, str(tmp_path / "one")]) == 0
     ended(torchrun(2, "esr_trainer", *given, tmp_path / "two"))
     one, two = (Checkpoint(tmp_path / name).description.metrics for name in ("one", "two"))

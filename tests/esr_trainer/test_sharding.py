@@ -22,11 +22,17 @@ from tests.torchrun import ended, torchrun
 
 SMALL = "--environment synthetic --contexts 40 --items 61 --candidates 6"
 RUNS = {
-    "row-wise": "--estimator top1 --experts 2 --batch 15",
-    "table-wise": "--estimator ca-poisson --experts 3 --optimizer adagrad --learning-rate 0.1",
-    "data-parallel": "--estimator v --experts 2 --variance-reduction baseline",
-    "auto": "--estimator v-swr --experts 1 --batch 16 --variance-reduction grpo --slate 2 --lsr noisy",
+    "top1": "--sharding row-wise --experts 2 --batch 15",
+    "ca-poisson": "--sharding table-wise --experts 3 --optimizer adagrad --learning-rate 0.1",
+    "v": "--sharding data-parallel --experts 2 --variance-reduction baseline",
+    "v-swr": "--sharding auto --experts 1 --batch 16 --variance-reduction grpo --slate 2 --lsr noisy",
+    "ca": "--sharding row-wise --experts 4 --slate 2 --lsr noisy",
+    "ca-heads": "--sharding row-wise --experts 3 --batch 16",
 }
+"""By estimator."""
+
+ELSEWHERE = dict(zip(RUNS, ("auto", "data-parallel", "table-wise", "row-wise", "table-wise", "auto"), strict=True))
+"""Another sharding of each."""
 
 
 @pytest.fixture
@@ -46,9 +52,9 @@ def as_only_process(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, str(value))
 
 
-def arguments(out: Path, sharding: str, steps: int, *more: str) -> list[str]:
-    fixed = ["--steps", str(steps), "--evaluate-every", "4", "--sharding", sharding, "--out", str(out)]
-    return [*f"{SMALL} {RUNS[sharding]}".split(), *fixed, *more]
+def arguments(out: Path, estimator: str, steps: int, *more: str) -> list[str]:
+    fixed = ["--steps", str(steps), "--evaluate-every", "4", "--out", str(out)]
+    return [*f"{SMALL} --estimator {estimator} {RUNS[estimator]}".split(), *fixed, *more]
 
 
 def same_up_to_rounding(one: Path, other: Path) -> None:
@@ -74,17 +80,15 @@ def test_two_processes_make_the_run_of_one(tmp_path: Path, alone: Callable[..., 
     for name in RUNS:
         assert alone(arguments(tmp_path / f"{name} of 1", name, 8)) == 0
         same_up_to_rounding(tmp_path / f"{name} of 1", tmp_path / f"{name} of 2")
-    files = Checkpoint(tmp_path / "row-wise of 2").description.files
+    files = Checkpoint(tmp_path / "top1 of 2").description.files
     assert not [name for name in files if Path(name).suffix not in {".json", ".npz", ".safetensors"}]
-    metrics = [json.loads(line) for line in (tmp_path / "row-wise of 2" / "metrics.jsonl").read_text().splitlines()]
+    metrics = [json.loads(line) for line in (tmp_path / "top1 of 2" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in metrics] == [4, 8]
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ("--estimator ca", "estimator (ca) runs in one process"),
-        ("--estimator ca-heads", "estimator (ca-heads) runs in one process"),
         ("--seeds 2", "seeds (2) train side by side in one process"),
         ("--context-features pyproject.toml", "context_features (pyproject.toml) are looked up in one process"),
         ("--from-log feedback.db --estimator ips", "estimator (ips) runs in one process"),
@@ -125,8 +129,7 @@ def test_a_sampled_catalogue_is_shared_out_by_rows() -> None:
 
 @pytest.mark.slow
 def test_three_processes_make_the_run_of_one_wherever_the_rows_are(tmp_path: Path, alone: Callable[..., int]) -> None:
-    kinds = {"row-wise": "auto", "table-wise": "data-parallel", "data-parallel": "table-wise", "auto": "row-wise"}
-    three = [json.dumps(arguments(tmp_path / f"{name} of 3", name, 8, "--sharding", kinds[name])) for name in RUNS]
+    three = [json.dumps(arguments(tmp_path / f"{name} of 3", name, 8, "--sharding", ELSEWHERE[name])) for name in RUNS]
     ended(torchrun(3, "tests.esr_trainer.sharded_runs", *three))
     for name in RUNS:
         assert alone(arguments(tmp_path / f"{name} of 1", name, 8)) == 0
@@ -135,25 +138,24 @@ def test_three_processes_make_the_run_of_one_wherever_the_rows_are(tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path, alone: Callable[..., int]) -> None:
-    others = dict(zip(RUNS, [*list(RUNS)[1:], next(iter(RUNS))], strict=True))  # and with another sharding
     first = [json.dumps(arguments(tmp_path / name, name, 4)) for name in RUNS]
     ended(torchrun(2, "tests.esr_trainer.sharded_runs", *first))
     for name in RUNS:
         assert alone(arguments(tmp_path / name, name, 8)) == 0
-    last = [json.dumps(arguments(tmp_path / name, name, 12, "--sharding", others[name])) for name in RUNS]
+    last = [json.dumps(arguments(tmp_path / name, name, 12, "--sharding", ELSEWHERE[name])) for name in RUNS]
     ended(torchrun(2, "tests.esr_trainer.sharded_runs", *last))
     for name in RUNS:
         assert alone(arguments(tmp_path / f"{name} at once", name, 12)) == 0
         same_up_to_rounding(tmp_path / f"{name} at once", tmp_path / name)
         rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == [4, 8, 12]
-    export(tmp_path / "row-wise", tmp_path / "bundles")  # publishes only if what is served is what was trained
+    export(tmp_path / "top1", tmp_path / "bundles")  # publishes only if what is served is what was trained
     assert len(Retriever.open(tmp_path / "bundles").retrieve("3", 6).item_ids) == 6
 
 
 @pytest.mark.slow
 def test_one_process_and_torchrun_take_up_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, name = tmp_path / "run", "row-wise"
+    run, name = tmp_path / "run", "top1"
     assert command_line(arguments(run, name, 4)) == 0
     before, moments = Checkpoint(run).policy().state_dict(), Checkpoint(run).optimizer_state()
     as_only_process(monkeypatch)
@@ -174,7 +176,7 @@ def test_one_process_and_torchrun_take_up_each_other(tmp_path: Path, monkeypatch
 def test_what_several_processes_wrote_is_adapted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, more = tmp_path / "run", ["--candidates", "6", "--relevance.relevant-above", "5"]
     as_only_process(monkeypatch)
-    assert command_line(arguments(run, "row-wise", 2)) == 0
+    assert command_line(arguments(run, "top1", 2)) == 0
     monkeypatch.delenv("RANK")
     adapt = ["--estimator", "pg-ret", "--init", str(run), *more, "--steps", "2", "--out", str(tmp_path / "adapted")]
     assert command_line(adapt) == 0
