@@ -26,6 +26,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test begins first, or one of two cores would wait for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
 MACHINE = "this machine"
 """How the reason of a skip begins that no installation could avoid, such as a container that may not mount a disk."""
 

@@ -1,7 +1,6 @@
 """Runs, checkpoints and the command line of the trainer."""
 
 import json
-import os
 import random
 import re
 import signal
@@ -194,9 +193,20 @@ def test_a_run_from_before_an_option_goes_on_with_its_default(tmp_path: Path) ->
 
 def test_sigterm_saves_and_ends_well(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "esr_trainer", *SMALL, "--steps", "1000000", "--out", str(out), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "esr_trainer",
+        *SMALL,
+        *ENDLESS,
+        "--checkpoint-every",
+        "20",
+        "--out",
+        str(out),
+        "--json",
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not checkpoints(out):
+    while process.poll() is None and not checkpoints(out):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=60)
@@ -306,15 +316,14 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path, capsys: pyt
     assert last_json(capsys.readouterr().out)["steps"] < 100
 
 
-def test_default_run_directories_are_numbered(tmp_path: Path) -> None:
+def test_default_run_directories_are_numbered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for expected in ("1", "2"):
-        done = run_module("esr_trainer", *SMALL, "--steps", "1", "--json", cwd=tmp_path, env=environment())
-        assert Path(last_json(done.stdout)["run"]) == Path("runs") / expected
-        assert done.returncode == 0
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+        assert command_line([*SMALL, "--steps", "1", "--json"]) == 0
+        assert Path(last_json(capsys.readouterr().out)["run"]) == Path("runs") / expected
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["1", "2"]
 
 
 @pytest.mark.parametrize(
