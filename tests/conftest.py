@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side, on as many cores
@@ -18,6 +19,9 @@ if not Path("/dev/nvidiactl").exists():
 from tests.postgres import PostgresServer, postgres_server
 
 ROOT = Path(__file__).parents[1]
+
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")  # a run is what the one before was; --hypothesis-profile=default is not
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
