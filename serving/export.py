@@ -23,7 +23,7 @@ from serving.bundle import Manifest
 from serving.bundle_files import files_of
 from serving.export_check import NUM_CHECKED, check_served_is_trained, spread
 from serving.export_ranker import write_ranker
-from serving.export_tower import ExportedTower, write_tower
+from serving.export_tower import write_tower
 from serving.index_building import BuiltIndex, IndexName, build_index, choose_kind, measured, tune, write_index
 from serving.triton import write_model_repository
 
@@ -79,10 +79,8 @@ def write_bundle(directory: Path, checkpoint: Checkpoint, policy: EarlyStageRank
     """Write every file of a bundle, the manifest last."""
     contexts, items = policy.context_tower.features, policy.item_tower.features
     with torch.no_grad():
-        write_tower(
-            directory / bundle.USER_TOWER, ExportedTower(policy.context_tower, 1 / policy.temperature), contexts
-        )
-        write_tower(directory / bundle.ITEM_TOWER, ExportedTower(policy.item_tower), items)
+        write_tower(directory / bundle.USER_TOWER, policy.context_tower, 1 / policy.temperature)
+        write_tower(directory / bundle.ITEM_TOWER, policy.item_tower)
         write_index(directory, built)
         if ranker := checkpoint.ranker():
             write_ranker(directory / bundle.RANKER, ranker, contexts.ids, items.ids)

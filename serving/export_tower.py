@@ -1,36 +1,75 @@
-"""A tower as an ONNX file.
+"""A tower as an ONNX file: a few gathers and sums, written node by node.
 
-Axes: B batch, M experts, D embedding dimension, V vocabulary, P values of a feature.
+torch's exporter, which reads the sources of its whole library of operators anew for every file, took seconds for them.
+
+Axes: B batch, M experts, D embedding dimension, V vocabulary, P values of a feature, W = M D.
 """
 
-import logging
-import warnings
 from pathlib import Path
 
+import numpy as np
+import onnx
 import torch
-from torch import Tensor, nn
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
 
 from esr_trainer.features import Features
 from esr_trainer.hashed_text import HashedText
 from esr_trainer.towers import Tower
 
+OPSET, IR_VERSION = 20, 10
 
-class ExportedTower(nn.Module):
-    """A tower with plain tensors only: padded bags -> embeddings, so that the ONNX graph is a few gathers and sums."""
+CONSTANTS = {"/zero": np.array(0), "/one": np.array(1, np.float32), "/axis": np.array([1])}
+"""What the nodes of every feature read; what is not the caller's is named by a path."""
 
-    def __init__(self, tower: Tower, scale: float = 1.0) -> None:
-        super().__init__()
-        self.shape = tower.shape[1:]
-        self.tables = nn.ParameterList(padded(table.detach(), scale) for table in tower.weights().values())
 
-    def forward(self, *bags: Tensor) -> Tensor:
-        """One (B, P) int64 bag per feature, -1 pads -> (B, M, D): the sum of the bags' means."""
-        total = torch.zeros(())
-        for table, bag in zip(self.tables, bags, strict=True):
-            present = bag >= 0
-            pooled = table[torch.where(present, bag, len(table) - 1)].sum(dim=1)  # -1 reads the row of zeros
-            total = total + pooled / present.sum(dim=1, keepdim=True).clamp(min=1)
-        return total.view(-1, *self.shape)
+def write_tower(path: Path, tower: Tower, scale: float = 1.0) -> None:
+    """Write a tower as one ONNX file: one (B, P) int64 bag per feature, -1 pads -> `embedding` (B, M, D).
+
+    The sum over features of the mean of a bag's rows, zeros where it is empty, times `scale`. The batch is free, and so
+    is the width of the bags of text.
+    """
+    features, tables, shape = tower.features, tower.weights(), tower.shape[1:]
+    constants = {**CONSTANTS, "/shape": np.array([-1, *shape])}
+    constants |= {f"/{name}/last": np.array(len(table)) for name, table in tables.items()}
+    graph = helper.make_graph(
+        [
+            *(node for name in tables for node in mean_of_rows(name)),
+            helper.make_node("Sum", [f"/{name}/mean" for name in tables], ["/sum"]),
+            helper.make_node("Reshape", ["/sum", "/shape"], ["embedding"]),
+        ],
+        "tower",
+        [bag_of(name, features) for name in tables],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", *shape])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    for name, table in tables.items():  # last: what is in the graph before is copied with it
+        rows = padded(table.detach(), scale).numpy()
+        model.graph.initializer.append(numpy_helper.from_array(rows, f"/{name}/table"))
+    onnx.save(model, path)
+
+
+def bag_of(name: str, features: Features) -> onnx.ValueInfoProto:
+    """A feature's input."""
+    is_text = isinstance(features.vocabularies[name], HashedText)
+    width = f"width of {name}" if is_text else features.bags[name].shape[1]
+    return helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", width])
+
+
+def mean_of_rows(name: str) -> list[onnx.NodeProto]:
+    """From a feature's bag (B, P) to the mean of its rows (B, W)."""
+    own = f"/{name}/"
+    return [
+        helper.make_node("GreaterOrEqual", [name, "/zero"], [own + "present"]),
+        helper.make_node("Where", [own + "present", name, own + "last"], [own + "rows"]),  # a pad's row is zeros
+        helper.make_node("Gather", [own + "table", own + "rows"], [own + "values"]),
+        helper.make_node("ReduceSum", [own + "values", "/axis"], [own + "total"], keepdims=0),
+        helper.make_node("Cast", [own + "present"], [own + "ones"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", [own + "ones", "/axis"], [own + "count"]),
+        helper.make_node("Max", [own + "count", "/one"], [own + "divisor"]),
+        helper.make_node("Div", [own + "total", own + "divisor"], [own + "mean"]),
+    ]
 
 
 def padded(table: Tensor, scale: float) -> Tensor:
@@ -38,31 +77,3 @@ def padded(table: Tensor, scale: float) -> Tensor:
     rows = table.new_zeros(len(table) + 1, table.shape[1])
     torch.mul(table, scale, out=rows[:-1])
     return rows
-
-
-def write_tower(path: Path, tower: ExportedTower, features: Features) -> None:
-    """Write one tower as one ONNX file with a free batch axis, and a free width of the bags of text."""
-    batch = torch.export.Dim("batch", min=1)
-    texts = [isinstance(vocabulary, HashedText) for vocabulary in features.vocabularies.values()]
-    example = tuple(
-        torch.zeros(2, 2 if is_text else bags.shape[1], dtype=torch.int64)
-        for is_text, bags in zip(texts, features.bags.values(), strict=True)
-    )
-    shapes = tuple(
-        {0: batch, 1: torch.export.Dim(f"width_{index}", min=1)} if is_text else {0: batch}
-        for index, is_text in enumerate(texts)
-    )
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own deprecated internals
-        torch.onnx.export(
-            tower.eval(),
-            example,
-            path,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-            input_names=list(features.bags),
-            output_names=["embedding"],
-            dynamic_shapes={"bags": shapes},
-        )

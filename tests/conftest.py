@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests run side by side, on as many cores
@@ -19,11 +20,19 @@ from tests.postgres import PostgresServer, postgres_server
 
 ROOT = Path(__file__).parents[1]
 
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")  # a run is what the one before was; --hypothesis-profile=default is not
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fail-on-skip", action="store_true", help="a skipped test fails: for CI, where nothing may be missing"
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test begins first, or one of two cores would wait for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
 
 
 MACHINE = "this machine"

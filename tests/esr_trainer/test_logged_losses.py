@@ -3,7 +3,9 @@
 A log that holds every item as often as its propensity says is its own expectation: the batch's mean is the exact mean.
 """
 
-from itertools import product
+import math
+from collections import Counter
+from itertools import combinations_with_replacement, product
 
 import pytest
 import torch
@@ -200,11 +202,19 @@ def test_infonce_is_the_full_softmax_where_every_item_is_in_the_pool_as_often_as
 
 
 def expected_infonce_gradient(logits: Tensor, num_drawn: int, log_shares: Tensor) -> Tensor:
-    """The mean over every batch of `num_drawn` impressions of three items, by its probability; logits (1, 3)."""
+    """The mean over every batch of `num_drawn` impressions of three items, by its probability; logits (1, 3).
+
+    A batch's order changes nothing: one order of each is taken, as often as it has others.
+    """
     chance = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
-    drawn = torch.tensor(list(product(range(3), repeat=num_drawn)))  # (S, B)
+    drawn = torch.tensor(list(combinations_with_replacement(range(3), num_drawn)))  # (S, B)
+    orders = [
+        math.factorial(num_drawn) / math.prod(map(math.factorial, Counter(row).values())) for row in drawn.tolist()
+    ]
+    weights = torch.tensor(orders, dtype=torch.float64) * chance[drawn].prod(dim=1)
+    assert float(weights.sum()) == pytest.approx(1, abs=1e-12)
     total = torch.zeros_like(logits)
-    for batch, weight in zip(drawn, chance[drawn].prod(dim=1), strict=True):
+    for batch, weight in zip(drawn, weights, strict=True):
         ones = torch.ones(num_drawn, dtype=torch.float64)
         policy = CurrentPolicy(
             logits.expand(num_drawn, 1, 3), 1, negatives=Negatives(torch.tensor([], dtype=torch.long), log_shares)

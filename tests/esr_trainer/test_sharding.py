@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,10 +43,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 
 def as_only_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """What torchrun would set."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0}  # any free port
     for name, value in place.items():
         monkeypatch.setenv(name, str(value))
 

@@ -1,7 +1,6 @@
 """Runs, checkpoints and the command line of the trainer."""
 
 import json
-import os
 import random
 import re
 import signal
@@ -105,41 +104,45 @@ def test_variance_reduction_learns_and_resumes(options: list[str], tmp_path: Pat
     assert metrics["policy_value"] > metrics["initial_policy_value"] + 0.1
 
 
+ENDLESS = ["--steps", "1000000"]
+"""Of a run that is killed: it cannot end before, however late the signal is."""
+
+
+def killed_at(step: int, out: Path, *options: str) -> list[str]:
+    """Kill a run once it has a checkpoint of a step or of a later one; the steps with which it is to end."""
+    command = [sys.executable, "-m", "esr_trainer", *SMALL, *ENDLESS, *options, "--out", str(out)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and (not checkpoints(out) or int(checkpoints(out)[-1].name) < step):
+        time.sleep(0.002)
+    time.sleep(random.random() / 20)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run was killed before it ended"
+    return ["--steps", str(int(checkpoints(out)[-1].name) + 20)]
+
+
 def test_killed_runs_resume_bit_for_bit(tmp_path: Path) -> None:
-    options = ["--steps", "120", "--checkpoint-every", "20", "--evaluate-every", "20"]
-    whole = run(tmp_path / "whole", *options)
+    options = ["--checkpoint-every", "20", "--evaluate-every", "20"]
     killed = tmp_path / "killed"
-    command = [sys.executable, "-m", "esr_trainer", *SMALL, *options, "--out", str(killed)]
-    for wanted in (1, 3):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None and (not checkpoints(killed) or int(checkpoints(killed)[-1].name) < wanted * 20):
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, "the run was killed before it ended"
-    run(killed, *options)
-    same_checkpoint(whole, killed)
+    killed_at(20, killed, *options)
+    steps = killed_at(60, killed, *options)
+    run(killed, *options, *steps)
+    same_checkpoint(run(tmp_path / "whole", *options, *steps), killed)
     assert not list((killed / "checkpoints").glob(".*")), "what the killed process left unfinished is gone"
 
 
 def test_a_run_from_anothers_state_is_the_run_that_never_stopped(tmp_path: Path) -> None:
     """Killed at a random moment, it goes on by itself from --out."""
-    options = ["--steps", "200", "--checkpoint-every", "20", "--variance-reduction", "grpo"]
-    whole = run(tmp_path / "whole", *options)
+    options = ["--checkpoint-every", "20", "--variance-reduction", "grpo"]
     first = run(tmp_path / "first", *options, "--steps", "40", "--evaluate-every", "7", "--patience", "90")
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
     branch = tmp_path / "branch"
-    command = [sys.executable, "-m", "esr_trainer", *SMALL, *options, "--out", str(branch)]
-    process = subprocess.Popen([*command, "--resume", str(first)], cwd=ROOT, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not checkpoints(branch):
-        time.sleep(0.002)
-    time.sleep(random.random() / 10)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run was killed before it ended"
-    run(branch, *options)
+    steps = killed_at(40, branch, *options, "--resume", str(first))
+    run(branch, *options, *steps)
+    whole = run(tmp_path / "whole", *options, *steps)
     same_checkpoint(whole, branch)
-    from_checkpoint = run(tmp_path / "other", *options, "--resume", str(checkpoints(first)[-1]))
+    from_checkpoint = run(tmp_path / "other", *options, *steps, "--resume", str(checkpoints(first)[-1]))
     same_checkpoint(whole, from_checkpoint)
-    assert checkpoints(from_checkpoint)[-1].name == "00000200"
+    assert int(checkpoints(from_checkpoint)[-1].name) == int(steps[-1])
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before, "the first run is left as it was"
 
 
@@ -190,9 +193,20 @@ def test_a_run_from_before_an_option_goes_on_with_its_default(tmp_path: Path) ->
 
 def test_sigterm_saves_and_ends_well(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "esr_trainer", *SMALL, "--steps", "1000000", "--out", str(out), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "esr_trainer",
+        *SMALL,
+        *ENDLESS,
+        "--checkpoint-every",
+        "20",
+        "--out",
+        str(out),
+        "--json",
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not checkpoints(out):
+    while process.poll() is None and not checkpoints(out):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     stdout, stderr = process.communicate(timeout=60)
@@ -302,15 +316,14 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path, capsys: pyt
     assert last_json(capsys.readouterr().out)["steps"] < 100
 
 
-def test_default_run_directories_are_numbered(tmp_path: Path) -> None:
+def test_default_run_directories_are_numbered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for expected in ("1", "2"):
-        done = run_module("esr_trainer", *SMALL, "--steps", "1", "--json", cwd=tmp_path, env=environment())
-        assert Path(last_json(done.stdout)["run"]) == Path("runs") / expected
-        assert done.returncode == 0
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+        assert command_line([*SMALL, "--steps", "1", "--json"]) == 0
+        assert Path(last_json(capsys.readouterr().out)["run"]) == Path("runs") / expected
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["1", "2"]
 
 
 @pytest.mark.parametrize(

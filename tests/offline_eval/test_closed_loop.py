@@ -5,6 +5,8 @@ import itertools
 import pytest
 
 from esr_trainer import feedback_log
+from esr_trainer.command_line import main
+from offline_eval.__main__ import OfflineEval
 from tests.conftest import last_json, run_module
 
 SMALL = ["--contexts", "100", "--items", "200", "--candidates", "10", "--steps", "300", "--json"]
@@ -26,14 +28,16 @@ def test_the_policy_value_rises_round_after_round(tmp_path):
     assert {record.shown.model_version for record in records} == {1, 2}
 
 
-def test_a_folder_that_is_there_is_refused(tmp_path):
-    done = run_module("offline_eval", "closed-loop", "--out", tmp_path)
-    assert (done.returncode, done.stderr.strip()) == (2, f"error: out ({tmp_path}) is there already; name a new folder")
+def closed_loop(*arguments):
+    """The command in this process; its stages are processes all the same."""
+    return main(OfflineEval, "python -m offline_eval", ["closed-loop", *map(str, arguments)])
 
 
-def test_a_stage_that_fails_says_why_in_one_line(tmp_path):
-    done = run_module("offline_eval", "closed-loop", "--out", tmp_path / "loop", "--data", tmp_path / "none.npz")
-    assert done.returncode == 2
-    said = done.stderr.strip().splitlines()[-1]
+def test_a_folder_that_is_there_is_refused(tmp_path, refused):
+    assert refused(closed_loop("--out", tmp_path)) == f"error: out ({tmp_path}) is there already; name a new folder"
+
+
+def test_a_stage_that_fails_says_why_in_one_line(tmp_path, refused):
+    said = refused(closed_loop("--out", tmp_path / "loop", "--data", tmp_path / "none.npz"))
     assert said.startswith("error: python -m esr_trainer ended with 2: ")
     assert "none.npz" in said

@@ -11,7 +11,6 @@ from offline_eval.grids import Grid
 from offline_eval.report.figures import Chart
 from offline_eval.report.report import Banner, Page, Section, render
 from tests.browser import chromium
-from tests.conftest import run_module
 
 
 def draw():
@@ -110,8 +109,7 @@ def charts_shown(browser, page):
 def test_the_report_of_a_replay_shows_its_verdict_its_charts_and_what_was_reproduced(browser, served_runs, tmp_path):
     page, figures = tmp_path / "report.html", tmp_path / "figures"
     command = ["compare", served_runs / "better", "--baseline", served_runs / "logged", "--report", page]
-    done = run_module("offline_eval", *command, "--figures", figures, "--results", RESULTS)
-    assert done.returncode == 0, done.stderr
+    assert offline_eval(*command, "--figures", figures, "--results", RESULTS) == 0
     shown = charts_shown(browser, page)
     assert {"policy-values", "runtime", "variance", "table5"} <= set(shown)
     assert any(name.startswith("figure3") for name in shown)
@@ -124,8 +122,7 @@ def test_the_report_of_a_replay_shows_its_verdict_its_charts_and_what_was_reprod
 def test_the_report_of_a_log_shows_its_verdict_and_every_estimator(browser, served_runs, tmp_path):
     page, log = tmp_path / "report.html", served_runs / "feedback.db"
     command = ["compare", served_runs / "better", "--baseline", served_runs / "bundles", "--log", log]
-    done = run_module("offline_eval", *command, "--report", page, "--results", tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert offline_eval(*command, "--report", page, "--results", tmp_path) == 0
     assert set(charts_shown(browser, page)) == {"estimates-1", "calibration"}
     text = browser.run("return document.body.innerText")
     assert "PROMOTE" in text

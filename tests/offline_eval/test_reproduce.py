@@ -90,10 +90,8 @@ def test_best_takes_each_estimators_best_of_the_grid(tmp_path: Path) -> None:
 
 
 def test_a_finished_run_is_never_computed_again(tmp_path: Path) -> None:
-    command = ("reproduce", "presets", "--budget", "smoke", "--seeds", "1", "--results", tmp_path, "--workers", "1")
-    command = (*command, "--shared", tmp_path / "none")
-    first = run_module("offline_eval", *command, "--json")
-    assert first.returncode == 0, first.stderr
+    command = ("presets", tmp_path, "--seeds", "1", "--workers", "1", "--shared", str(tmp_path / "none"))
+    assert reproduce(*command) == 0
     path = tmp_path / "presets.json"
     stored = read_results(path)
     assert len(stored) == len(EXPERIMENTS["presets"].cells(Plan(BUDGETS["smoke"]._replace(seeds=1), None, tmp_path)))
@@ -103,8 +101,7 @@ def test_a_finished_run_is_never_computed_again(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     dropped = content["results"].pop(1)
     path.write_text(json.dumps(content))
-    again = run_module("offline_eval", *command)
-    assert again.returncode == 0, again.stderr
+    assert reproduce(*command) == 0
     by_key = {result.cell.key: result for result in read_results(path)}
     assert len(by_key) == len(stored)
     for before in stored:
@@ -155,5 +152,6 @@ SMOKE = ("--budget", "smoke", "--seeds", "1")
 
 
 def reproduce(name: str, results: Path, *more: str) -> int:
+    """The command in this process; test_workers and the slow tests start it as a process."""
     arguments = ["reproduce", name, "--budget", "smoke", "--results", str(results), *more]
     return main(OfflineEval, "python -m offline_eval", arguments)

@@ -20,7 +20,7 @@ from tests.conftest import started
 from tests.esr_trainer.test_feedback_log import disk_at
 from tests.serving.live import own_channel, retrieval, wait_until
 from tests.serving.test_feedback import Reporter, drawn
-from tests.serving.test_service import free_port, metrics_of
+from tests.serving.test_service import metrics_of
 
 DRAW = wire.RetrieveRequest(context_id="5", num_candidates=500, sampling=wire.Sampling(seed=1))
 
@@ -46,13 +46,12 @@ def test_callers_beyond_the_limit_are_told_when_to_come_back(bundles: Path, tmp_
         await asyncio.gather(*(caller(address, number) for number in range(64)))
 
     log = tmp_path / "access.jsonl"
-    port = free_port()
-    options = ("--max-in-flight", "4", "--access-log", str(log), "--metrics-port", str(port))
+    options = ("--max-in-flight", "4", "--access-log", str(log), "--metrics-port", "0")
     with started(bundles, *options) as (process, facts):
         asyncio.run(crowd(facts["address"]))
         bucket = 'esr_stage_seconds_{}{{{}stage="rejected"}}'
-        rejected = metrics_of(port, bucket.format("count", ""))
-        in_time = metrics_of(port, bucket.format("bucket", 'le="0.001",'))
+        rejected = metrics_of(facts["metrics_address"], bucket.format("count", ""))
+        in_time = metrics_of(facts["metrics_address"], bucket.format("bucket", 'le="0.001",'))
         print(f"said no within 1 ms: {in_time / rejected:.2%}")
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
@@ -67,16 +66,15 @@ def test_callers_beyond_the_limit_are_told_when_to_come_back(bundles: Path, tmp_
 
 
 def test_callers_that_vanish_leave_nothing_behind(bundles: Path) -> None:
-    port = free_port()
     batch = wire.BatchRetrieveRequest(requests=[DRAW] * 200)
-    with started(bundles, "--metrics-port", str(port)) as (_, facts):
+    with started(bundles, "--metrics-port", "0") as (_, facts):
         for _ in range(20):
             channel = own_channel(facts["address"])
             calls = [retrieval_pb2_grpc.RetrievalServiceStub(channel).BatchRetrieve.future(batch) for _ in range(3)]
             grpc.channel_ready_future(channel).result(10)
             channel.close()
             assert all(call.code() is not grpc.StatusCode.OK for call in calls)
-        wait_until(lambda: metrics_of(port, "esr_in_flight") == 0)
+        wait_until(lambda: metrics_of(facts["metrics_address"], "esr_in_flight") == 0)
         assert len(retrieval(facts["address"]).Retrieve(DRAW, timeout=10).item_ids) == 500
 
 

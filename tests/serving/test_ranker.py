@@ -3,15 +3,19 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from esr_trainer.__main__ import command_line
 from esr_trainer.checkpoint import Checkpoint
+from esr_trainer.command_line import UsageError
 from esr_trainer.environments import open_world
+from esr_trainer.reward_model import LINKS, Link, RewardModel, from_bytes
 from esr_trainer.system import system_of
 from serving import Query, Retriever
 from serving.export import export
+from serving.export_ranker import check_ranks_alike, of_rows
 from serving.query import Degradation
 from tests.esr_trainer.test_onnx_ranker import by_ids
 
@@ -72,8 +76,6 @@ def test_a_users_ranker_is_served_as_it_is(tmp_path: Path) -> None:
 
 
 def test_scores_come_out_as_torch_gives_them(learned: tuple[Path, Path]) -> None:
-    from esr_trainer.reward_model import from_bytes
-
     run, root = learned
     file = Checkpoint(run).ranker()
     assert file is not None
@@ -83,3 +85,16 @@ def test_scores_come_out_as_torch_gives_them(learned: tuple[Path, Path]) -> None
     with torch.no_grad():
         expected = model(torch.tensor([9]), torch.arange(80)[None])[0]
     assert ranker.scores("", 9, np.arange(80)) == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("link", LINKS)
+def test_either_link_is_exported(link: Link, tmp_path: Path) -> None:
+    model, draws = RewardModel(5, 7, link), torch.Generator().manual_seed(0)
+    contexts, items = torch.tensor([4, 0, 2]), torch.tensor([6, 1, 1, 3])
+    with torch.no_grad():
+        for table in (model.contexts, model.items, model.level, model.scale):
+            table.normal_(generator=draws)
+        onnx.save(of_rows(model, contexts, items), tmp_path / "ranker.onnx")
+        check_ranks_alike(tmp_path / "ranker.onnx", model, contexts, items, ("a", "b", "c", "d"))
+        with pytest.raises(UsageError, match=r"scores of ranker\.onnx are not the learned ranker's"):
+            check_ranks_alike(tmp_path / "ranker.onnx", model, contexts, items.flip(0), ("a", "b", "c", "d"))

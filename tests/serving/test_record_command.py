@@ -116,14 +116,16 @@ def test_what_is_no_answer_is_one_line(
 
 
 def test_a_log_of_such_rounds_is_learned_from(
-    recording: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bundles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    address, log = recording
-    for number in range(12):
-        answer = drawn(address, capsys, context=number, seed=number)
-        (tmp_path / "answer").write_text(json.dumps(answer))
-        reward = f"{answer['item_ids'][number % 4]}=1"
-        assert result(capsys, "record", tmp_path / "answer", "--reward", reward, "--address", address)["is_new"]
+    """A log of its own: which rounds are held out depends on all that are there, and one must have a reward."""
+    log = tmp_path / "feedback.db"
+    with serving(bundles, "--feedback-log", str(log)) as (_, address):
+        for number in range(12):
+            answer = drawn(address, capsys, context=number, seed=number)
+            (tmp_path / "answer").write_text(json.dumps(answer))
+            rewards = [part for item in answer["item_ids"] for part in ("--reward", f"{item}=1")]
+            assert result(capsys, "record", tmp_path / "answer", *rewards, "--address", address)["is_new"]
     options = "--estimator ca-poisson-ips --candidates 4 --slate 2 --steps 2 --batch 8"
     run = tmp_path / "run"
     assert command_line(["--from-log", str(log), *options.split(), "--out", str(run)]) == 0

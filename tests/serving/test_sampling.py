@@ -34,13 +34,13 @@ def test_probabilities_are_the_trainers(num_experts: int, k: int, temperature: f
 
 def test_ordered_candidates_come_as_often_as_their_probability_says() -> None:
     logits = logits_of(0, 2, 5, 1.0)
-    draws = 20_000
+    draws = 8_000  # enough to tell noise that is a tenth too small
     counts: dict[tuple[int, ...], int] = dict.fromkeys(itertools.permutations(range(5), 3), 0)
     for seed in range(draws):
         counts[tuple(draw(logits, 3, seed).items.tolist())] += 1
     expected = [math.exp(log_probability_of(logits, np.array(items))) for items in counts]
     assert sum(expected) == pytest.approx(1, abs=1e-12)
-    assert chisquare(list(counts.values()), np.array(expected) * draws).pvalue > 1e-4
+    assert chisquare(list(counts.values()), np.array(expected) * draws).pvalue > 0.01
 
 
 def test_a_seed_decides_the_draw() -> None:
@@ -69,7 +69,7 @@ def test_a_logged_propensity_is_how_often_it_is_drawn() -> None:
     logged = {int(one.items[0]): one.inclusion_propensities[0] for one in drawn}
     assert logged[0] == pytest.approx(math.exp(3) / (math.exp(3) + 3), rel=1e-12)
     counts = [sum(one.items[0] == item for one in drawn) for item in logged]
-    assert chisquare(counts, np.array(list(logged.values())) * draws).pvalue > 1e-4
+    assert chisquare(counts, np.array(list(logged.values())) * draws).pvalue > 0.01
 
 
 PEAKED = np.array([4.0, 2.0, 1.0] + [0.0] * 97)

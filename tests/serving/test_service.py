@@ -2,7 +2,6 @@
 
 import math
 import re
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from grpc_status import rpc_status
 from serving import Query, Retriever
 from serving.wire import retrieval_pb2 as wire
 from serving.wire import retrieval_pb2_grpc
-from tests.conftest import serving
+from tests.conftest import serving, started
 
 
 @pytest.fixture(scope="module")
@@ -165,31 +164,24 @@ def test_work_stops_at_the_deadline(bundles: Path) -> None:
         wire.RetrieveRequest(context_id=str(row), num_candidates=500, sampling=wire.Sampling(seed=row))
         for row in range(1000)
     ]
-    port = free_port()
-    arguments = ("--metrics-port", str(port), "--max-in-flight", "1000")
-    with serving(bundles, *arguments) as (_, address), grpc.insecure_channel(address) as channel:
+    options = ("--metrics-port", "0", "--max-in-flight", "1000")
+    with started(bundles, *options) as (_, facts), grpc.insecure_channel(facts["address"]) as channel:
         stub = retrieval_pb2_grpc.RetrievalServiceStub(channel)
         with pytest.raises(grpc.RpcError) as raised:
             stub.BatchRetrieve(wire.BatchRetrieveRequest(requests=draws), timeout=0.1)
         assert raised.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         while in_flight(stub, draws[0]):
             time.sleep(0.01)
-        queued = metrics_of(port, 'esr_stage_seconds_count{stage="queue"}')
+        queued = metrics_of(facts["metrics_address"], 'esr_stage_seconds_count{stage="queue"}')
     assert queued < 1000 + 900, "what nobody waits for is not computed; the question for room was"
 
 
-def metrics_of(port: int, name: str) -> float:
+def metrics_of(address: str, name: str) -> float:
     """One series of a server's metrics."""
-    text = urlopen(f"http://127.0.0.1:{port}/metrics").read().decode()
+    text = urlopen(f"http://{address}/metrics").read().decode()
     found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
     assert found
     return float(found[1])
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-        return port
 
 
 def in_flight(stub: Any, request: wire.RetrieveRequest) -> bool:
