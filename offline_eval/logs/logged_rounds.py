@@ -35,6 +35,8 @@ class LoggedRounds(NamedTuple):
     """Log inclusion probability of each slot's item, (R, L); 0 in an empty slot."""
     log_set_probability: np.ndarray | None = None
     """Log-probability of the ordered candidates, (R,)."""
+    lsr_probabilities: np.ndarray | None = None
+    """The LSR's own probability of each slot's item given those above, (R, L); nan where it was not logged."""
 
     @property
     def shown(self) -> np.ndarray:
@@ -68,6 +70,7 @@ def of_records(records: Sequence[Feedback]) -> LoggedRounds:
         inclusion=padded([record.shown.inclusion_propensities for record in records], num_candidates, math.nan),
         log_inclusion=padded(log_inclusion, num_slots, 0.0),
         log_set_probability=np.array([record.shown.log_probability for record in records], dtype=np.float64),
+        lsr_probabilities=padded([record.lsr_probabilities for record in records], num_slots, math.nan),
     )
 
 

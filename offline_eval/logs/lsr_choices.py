@@ -2,12 +2,14 @@
 
 Plackett-Luce with utilities u(x, a) = b_a + <g_x, h_a> (Luce 1959, Plackett 1975): the LSR fills slot after slot, an
 item of those that are left with probability proportional to e^u. The most probable parameters under a normal prior, so
-what the log does not tell stays near 0, where the LSR is uniform. Rewards are not looked at: whoever weighs the same
-rounds by it fits nothing to what they earned.
+what the log does not tell stays near 0, where the LSR is uniform. Where the LSR's own probability p of its choice was
+logged, the choice counts as WITNESSES more that fell out as p says: the cross-entropy of p and the model's. Rewards are
+not looked at: whoever weighs the same rounds by it fits nothing to what they earned.
 
 Axes: R rounds, C contexts, N items, K candidates, L slots, D factors.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,10 +27,15 @@ PRECISIONS = (1.0, 10.0)
 less an estimate is biased."""
 ITEM_PRECISION = 0.1
 """Of the normal prior of b."""
+WITNESSES = 100.0
+"""Choices that a logged probability of the LSR is worth."""
 LEARNING_RATE = 0.1
-STEPS = 100
+STEPS, WITNESSED_STEPS = 100, 300
+"""Without logged probabilities of the LSR, and with them: what they tell is worth more steps."""
 BATCH = 4096
 """Rounds of a step, at most."""
+NEVER_SURE = 1e-6
+"""The model's least distance from a probability of 1, as what the LSR said of its choice is compared with."""
 HELD_OUT = 10
 """One round of so many is only predicted."""
 
@@ -42,6 +49,8 @@ class Choices(NamedTuple):
     """Rows, (R, K); -1 beyond a round's own K, and for an item that the model does not know."""
     slate: Tensor
     """(R, L), each slot's item as a position among the candidates; -1 in an empty slot."""
+    chances: Tensor
+    """The LSR's own probability of each slot's item given those above, (R, L); nan where it was not logged."""
 
     def take(self, rows: Tensor) -> "Choices":
         """Some of them."""
@@ -86,16 +95,24 @@ class LsrChoices(nn.Module):
         return utilities
 
 
-def log_likelihood(utilities: Tensor, choices: Choices) -> Tensor:
-    """sum_l log P(a_l | x, A, a_<l) over the filled slots: (R, K) -> (R,)."""
-    left = utilities.masked_fill(choices.candidates < 0, -torch.inf)
-    total = torch.zeros(len(left))
+def log_chances(utilities: Tensor, choices: Choices) -> Tensor:
+    """log P(a_l | x, A, a_<l), 0 in an empty slot: (R, K) -> (R, L)."""
+    left, of_slots = utilities.masked_fill(choices.candidates < 0, -torch.inf), []
     for position in choices.slate.T:
         rows = torch.nonzero(position >= 0)[:, 0]
         picked, among = position[rows, None], left[rows]
-        total = total.index_add(0, rows, among.gather(1, picked)[:, 0] - among.logsumexp(dim=1))
+        log_chance = among.gather(1, picked)[:, 0] - among.logsumexp(dim=1)
+        of_slots.append(torch.zeros(len(left)).index_put((rows,), log_chance))
         left = left.index_put((rows, picked[:, 0]), torch.tensor(-torch.inf))
-    return total
+    return torch.stack(of_slots, dim=1)
+
+
+def log_likelihood(log_chance: Tensor, choices: Choices) -> Tensor:
+    """Of the choices, and of WITNESSES times what the LSR said of its own: (R, L) -> (R,)."""
+    is_known = ~choices.chances.isnan()
+    known, modelled = choices.chances[is_known], log_chance[is_known].clamp(max=-NEVER_SURE)
+    said = known * modelled + (1 - known) * torch.log(-torch.expm1(modelled))
+    return log_chance.sum(dim=1) + torch.zeros_like(log_chance).masked_scatter(is_known, WITNESSES * said).sum(dim=1)
 
 
 def fit_choices(choices: Choices, num_contexts: int, num_items: int, seed: int = 0) -> tuple[LsrChoices, Fit]:
@@ -123,11 +140,11 @@ def train(model: LsrChoices, choices: Choices, precision: float, generator: torc
     for table in (model.contexts, model.items):
         nn.init.normal_(table, 0, 0.1, generator=generator)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
-    count = len(choices.contexts)
-    for _ in range(STEPS):
+    count, steps = len(choices.contexts), STEPS if choices.chances.isnan().all() else WITNESSED_STEPS
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
+    for _ in range(steps):
         batch = choices if count <= BATCH else choices.take(torch.randint(count, (BATCH,), generator=generator))
-        likelihood = log_likelihood(model(batch.contexts, batch.candidates.clamp(min=0)), batch)
+        likelihood = log_likelihood(log_chances(model(batch.contexts, batch.candidates.clamp(min=0)), batch), batch)
         loss = model.penalty(precision) - likelihood.sum() * (count / len(likelihood))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -140,7 +157,7 @@ def fit_of(model: LsrChoices, choices: Choices) -> Fit:
     """How well it predicts some choices."""
     filled = int((choices.slate >= 0).sum())
     utilities = model(choices.contexts, choices.candidates.clamp(min=0))
-    both = (log_likelihood(values, choices) for values in (utilities, torch.zeros_like(utilities)))
+    both = (log_chances(values, choices) for values in (utilities, torch.zeros_like(utilities)))
     return Fit(*(-float(values.sum()) / filled for values in both))
 
 
@@ -151,16 +168,20 @@ def choices_of(page: LoggedRounds, context_ids: pl.Series, item_ids: pl.Series) 
     candidates = rows_of(page.candidates, item_ids).reshape(num_rounds, -1)
     slate = rows_of(page.slate, item_ids).reshape(num_rounds, num_slots)
     positions = (candidates[:, None, :] == slate[:, :, None]).argmax(axis=2)
-    parts = rows_of(page.contexts, context_ids), candidates, np.where(page.shown, positions, -1)
-    return Choices(*(torch.from_numpy(part.copy()) for part in parts))
+    chances = np.full(slate.shape, np.nan) if page.lsr_probabilities is None else page.lsr_probabilities
+    filled = np.where(page.shown, positions, -1)
+    contexts = torch.from_numpy(rows_of(page.contexts, context_ids).copy())
+    return Choices(contexts, *map(torch.from_numpy, (candidates.copy(), filled, chances.astype(np.float32))))
 
 
 def side_by_side(parts: Sequence[Choices]) -> Choices:
     """Rounds one after the other; rows of fewer candidates or slots are filled up."""
     contexts, *others = zip(*parts, strict=True)
-    widths = [max(values.shape[1] for values in part) for part in others]
-    filled = (
-        torch.cat([nn.functional.pad(values, (0, width - values.shape[1]), value=-1) for values in part])
-        for part, width in zip(others, widths, strict=True)
-    )
-    return Choices(torch.cat(contexts), *filled)
+    fillers = (-1, -1, math.nan)
+    return Choices(torch.cat(contexts), *(stacked(part, filler) for part, filler in zip(others, fillers, strict=True)))
+
+
+def stacked(parts: Sequence[Tensor], filler: float) -> Tensor:
+    """Matrices of several widths, one below the other."""
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([nn.functional.pad(part, (0, width - part.shape[1]), value=filler) for part in parts])

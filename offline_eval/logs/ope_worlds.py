@@ -176,6 +176,7 @@ def one_by_one(page: LoggedRounds, logs: int) -> list[LoggedRounds]:
             slate=slates[part].explode(),
             rewards=page.rewards[part],
             candidates=candidates[part].explode(),
+            lsr_probabilities=None if page.lsr_probabilities is None else page.lsr_probabilities[part],
         )
         for part in parts
     ]

@@ -15,10 +15,10 @@ BEGAN = datetime(2026, 1, 31, 12, tzinfo=UTC)
 
 
 def served(
-    bundles: Path, world: World, num_rounds: int, num_slots: int = 2, seed: int = 0, lsr: str = "uniform"
+    bundles: Path, world: World, num_rounds: int, num_slots: int = 2, lsr: str = "uniform", is_told: bool = False
 ) -> list[Feedback]:
-    """Records of drawn rounds, contexts drawn uniformly."""
-    retriever, generator = Retriever.open(bundles), np.random.default_rng(seed)
+    """Records of drawn rounds, contexts drawn uniformly; the LSR tells its own probabilities, or does not."""
+    retriever, generator = Retriever.open(bundles), np.random.default_rng(0)
     rewards, deviations = world.expected_reward.numpy(), world.reward_std.numpy()
     records = []
     for number in range(num_rounds):
@@ -26,8 +26,10 @@ def served(
         answer = retriever.retrieve(Query(str(context), seed=number))
         drawn = torch.tensor([[int(item) for item in answer.item_ids]])
         ranker, source = LATE_STAGE_RANKERS[lsr], torch.Generator().manual_seed(number)
-        (positions,) = ranker.rank(world.scores(torch.tensor([context]), drawn), num_slots, source)
-        slate = [answer.item_ids[position] for position in positions]
+        scores = world.scores(torch.tensor([context]), drawn)
+        positions = ranker.rank(scores, num_slots, source)
+        (chances,) = ranker.propensities(scores, positions).gather(2, positions[:, :, None])[..., 0].tolist()
+        slate = [answer.item_ids[position] for position in positions[0]]
         rows = [int(item) for item in slate]
         shown = Shown(
             request_id=f"request-{number}",
@@ -41,7 +43,7 @@ def served(
             experts=tuple(answer.experts),
         )
         earned = rewards[context, rows] + deviations[context, rows] * generator.normal(size=num_slots)
-        records.append(Feedback(shown, tuple(slate), (), tuple(earned.tolist()), BEGAN))
+        records.append(Feedback(shown, tuple(slate), tuple(chances) if is_told else (), tuple(earned.tolist()), BEGAN))
     return records
 
 

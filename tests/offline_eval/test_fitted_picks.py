@@ -54,6 +54,19 @@ def test_the_value_is_found_behind_an_lsr_that_picks(served_runs: Path, picked_l
     assert found.lsr.model < found.lsr.uniform - 0.1
 
 
+def test_an_lsr_that_tells_its_probabilities_is_known_better(served_runs: Path, picked_log: str) -> None:
+    told = write(served_runs / "told.db", served(served_runs / "bundles", WORLD, 1500, lsr="noisy", is_told=True))
+    only = LogOptions(interval="t", estimators=("sn-iips",))
+    found = [evaluate_log(LogQuestion(log, options=only), [served_runs / "better"], served_runs / "logged")
+             for log in (picked_log, told)]  # fmt: skip
+    guessed, known = (one.lsr for one in found)
+    assert guessed is not None
+    assert known is not None
+    assert known.model < guessed.model - 0.02
+    value = found[1].judged[0].estimated[0].value
+    assert value.low < picked_value(served_runs / "better") < value.high
+
+
 def test_the_policy_that_logged_is_itself(served_runs: Path, picked_log: str) -> None:
     (judged,) = evaluate_log(
         LogQuestion(picked_log, options=T), [served_runs / "logged"], served_runs / "bundles"

@@ -7,19 +7,34 @@ import pytest
 import torch
 
 from esr_trainer.late_stage_rankers import LATE_STAGE_RANKERS
-from offline_eval.logs.lsr_choices import Choices, LsrChoices, fit_choices, log_likelihood, side_by_side
+from offline_eval.logs.lsr_choices import (
+    WITNESSES,
+    Choices,
+    LsrChoices,
+    fit_choices,
+    log_chances,
+    log_likelihood,
+    side_by_side,
+)
 
 NUM_CONTEXTS, NUM_ITEMS = 12, 15
 
 
-def choices_by(ranker: str, num_rounds: int) -> tuple[torch.Tensor, Choices]:
+def choices_by(ranker: str, num_rounds: int, is_told: bool = False) -> tuple[torch.Tensor, Choices]:
     """Utilities (C, N), and two slots filled from six random candidates."""
     generator = torch.Generator().manual_seed(0)
-    scores = 2 * torch.randn((NUM_CONTEXTS, NUM_ITEMS), generator=generator)
+    taste, kind = (torch.randn((size, 4), generator=generator) for size in (NUM_CONTEXTS, NUM_ITEMS))
+    scores = taste @ kind.T
     contexts = torch.randint(NUM_CONTEXTS, (num_rounds,), generator=generator)
     candidates = torch.rand((num_rounds, NUM_ITEMS), generator=generator).argsort(dim=1)[:, :6]
     seen = scores[contexts[:, None], candidates]
-    return scores, Choices(contexts, candidates, LATE_STAGE_RANKERS[ranker].rank(seen, 2, generator))
+    slate = LATE_STAGE_RANKERS[ranker].rank(seen, 2, generator)
+    chances = LATE_STAGE_RANKERS[ranker].propensities(seen, slate).gather(2, slate[:, :, None])[..., 0]
+    return scores, Choices(contexts, candidates, slate, chances if is_told else unknown(slate))
+
+
+def unknown(slate: torch.Tensor) -> torch.Tensor:
+    return torch.full(slate.shape, math.nan)
 
 
 def fitted(choices: Choices) -> tuple[np.ndarray, float, float]:
@@ -29,19 +44,35 @@ def fitted(choices: Choices) -> tuple[np.ndarray, float, float]:
 
 def test_the_likelihood_is_that_of_plackett_and_luce() -> None:
     utilities = torch.tensor([[0.0, math.log(2), math.log(5), 9.0], [1.0, 1.0, 1.0, 1.0]])
-    choices = Choices(
-        torch.zeros(2, dtype=torch.long), torch.tensor([[4, 5, 6, -1], [4, 5, 6, 7]]), torch.tensor([[2, 0], [1, -1]])
-    )
-    found = log_likelihood(utilities, choices)
+    slate = torch.tensor([[2, 0], [1, -1]])
+    choices = Choices(torch.zeros(2).long(), torch.tensor([[4, 5, 6, -1], [4, 5, 6, 7]]), slate, unknown(slate))
+    log_chance = log_chances(utilities, choices)
+    assert log_chance.flatten().tolist() == pytest.approx([math.log(5 / 8), math.log(1 / 3), math.log(1 / 4), 0])
+    found = log_likelihood(log_chance, choices)
     assert found.tolist() == pytest.approx([math.log(5 / 8) + math.log(1 / 3), math.log(1 / 4)])
+    told = log_likelihood(log_chance, choices._replace(chances=torch.tensor([[0.9, math.nan], [math.nan] * 2])))
+    said = 0.9 * math.log(5 / 8) + 0.1 * math.log(3 / 8)
+    assert (told - found).tolist() == pytest.approx([WITNESSES * said, 0], rel=1e-5)
 
 
-def test_a_round_that_shows_all_it_has_has_a_gradient() -> None:
+@pytest.mark.parametrize("chances", [[math.nan] * 3, [0.5, 1.0, math.nan]])
+def test_a_round_that_shows_all_it_has_has_a_gradient(chances: list[float]) -> None:
     utilities = torch.zeros((1, 2), requires_grad=True)
-    choices = Choices(torch.tensor([0]), torch.tensor([[3, 4]]), torch.tensor([[1, 0, -1]]))
-    log_likelihood(utilities, choices).sum().backward()
+    slate = torch.tensor([[1, 0, -1]])
+    choices = Choices(torch.tensor([0]), torch.tensor([[3, 4]]), slate, torch.tensor([chances]))
+    log_likelihood(log_chances(utilities, choices), choices).sum().backward()
     assert utilities.grad is not None
-    assert utilities.grad.tolist() == [[-0.5, 0.5]]
+    assert utilities.grad.flatten().tolist() == pytest.approx([-0.5, 0.5], abs=1e-4)
+
+
+def test_what_the_lsr_tells_of_itself_is_worth_many_choices() -> None:
+    scores, choices = choices_by("noisy", 600, is_told=True)
+    known = scores.numpy() - scores.numpy().mean(axis=1, keepdims=True)
+    errors = []
+    for chances in (choices.chances, unknown(choices.slate)):
+        found, _, _ = fitted(choices._replace(chances=chances))
+        errors.append(np.square(known - found + found.mean(axis=1, keepdims=True)).mean())
+    assert errors[0] < errors[1] / 4
 
 
 def test_a_noisy_lsr_is_found_again() -> None:
@@ -78,9 +109,10 @@ def test_what_nothing_is_known_of_is_usual() -> None:
 
 
 def test_rounds_of_other_sizes_are_filled_up() -> None:
-    one = Choices(torch.tensor([0]), torch.tensor([[1, 2, 3]]), torch.tensor([[0]]))
-    other = Choices(torch.tensor([1]), torch.tensor([[4, 5]]), torch.tensor([[1, 0]]))
+    one = Choices(torch.tensor([0]), torch.tensor([[1, 2, 3]]), torch.tensor([[0]]), torch.tensor([[0.5]]))
+    other = Choices(torch.tensor([1]), torch.tensor([[4, 5]]), torch.tensor([[1, 0]]), torch.tensor([[0.25, 1]]))
     together = side_by_side([one, other])
+    assert together.chances.nan_to_num(-1).tolist() == [[0.5, -1], [0.25, 1]]
     assert together.candidates.tolist() == [[1, 2, 3], [4, 5, -1]]
     assert together.slate.tolist() == [[0, -1], [1, 0]]
     assert together.contexts.tolist() == [0, 1]
