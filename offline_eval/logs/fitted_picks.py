@@ -17,12 +17,21 @@ from offline_eval.logs.log_options import GreedyRounds
 from offline_eval.logs.log_reader import read_rounds
 from offline_eval.logs.logged_rounds import LoggedRounds, rows_of
 from offline_eval.logs.lsr_choices import HELD_OUT, Choices, Fit, LsrChoices, choices_of, fit_choices, side_by_side
+from offline_eval.logs.ope_estimators import OpeEstimatorName
 from offline_eval.logs.picked_probabilities import Picks, picks
 from offline_eval.logs.target_policies import CELLS, TargetPolicy, Weigher, without_rounding
 from offline_eval.logs.weighed_rounds import WeighedRounds
 
 LARGEST_LOG = 200_000
 """Rounds that an LSR is fitted to, evenly spread over a larger log."""
+
+SAME = 1e-2
+"""Log-probabilities of candidates that one policy gives, as trained and as served, lie closer than this."""
+
+OF_BOTH_STAGES: tuple[OpeEstimatorName, ...] = ("sn-iips", "iips")
+"""Estimators of a feedback log for which its LSR is fitted."""
+
+NEEDS_THE_LOGGED = f"{' and '.join(OF_BOTH_STAGES)} need the policy that logged as the baseline"
 
 LAPSE = 0.003
 """Share of the slots that the LSR is taken to fill at random: what it was seen to do, no model calls impossible."""
@@ -46,35 +55,61 @@ class FittedLsr(NamedTuple):
     context_ids: pl.Series
     item_ids: pl.Series
     """Of the policy that logged."""
+    num_candidates: int
+    num_slots: int
+    """The most that a round had."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of what `PickedSlots` would keep of all contexts, about."""
+        num_roots = 4 + 3 * math.sqrt(self.num_candidates)
+        of_slots = 2 * 2 * self.num_slots * TIMES * num_roots
+        return round(8 * len(self.context_ids) * (2 * len(self.item_ids) + of_slots))
 
 
-def fit_lsr(log: str, greedy: GreedyRounds, logged_by: TargetPolicy, num_rounds: int) -> FittedLsr:
+def fit_lsr(log: str, greedy: GreedyRounds, logged_by: Weigher, num_rounds: int) -> FittedLsr:
     """Fit the LSR of a feedback log.
 
     Args:
         log: see `read_rounds`.
         greedy: see `read_rounds`.
-        logged_by: the policy that drew every candidate.
+        logged_by: of the policy that drew every candidate.
         num_rounds: of the log, about.
 
     Raises:
-        UsageError: the log cannot be read, or is too short.
+        UsageError: the log cannot be read, is too short, or another policy drew some of its candidates.
     """
     stride, count, parts = math.ceil(num_rounds / LARGEST_LOG), 0, []
     for page in read_rounds(log, greedy):
-        parts.append(
-            choices_of(page, *ids_of(logged_by)).take(torch.arange(-count % stride, len(page.contexts), stride))
-        )
+        check_logged_by(logged_by.policy.name, logged_by.weigh(page, "sum"))
+        taken = torch.arange(len(page.contexts))
+        parts.append(choices_of(page, *ids_of(logged_by.policy)).take(taken[(taken + count) % stride == 0]))
         count += len(page.contexts)
     if (num_fitted := sum(len(part.contexts) for part in parts)) < HELD_OUT:
         raise UsageError(f"log ({log}) has {num_fitted} rounds; an LSR is fitted to {HELD_OUT} or more")
-    return fit_rounds(side_by_side(parts), logged_by)
+    return fit_rounds(side_by_side(parts), logged_by.policy)
+
+
+def has_logged(rounds: WeighedRounds) -> bool:
+    """Whether a policy drew the candidates of these rounds: it finds them as probable as the log does."""
+    return rounds.log_set_ratios is not None and bool((np.abs(rounds.log_set_ratios) < SAME).all())
+
+
+def check_logged_by(name: str, rounds: WeighedRounds) -> None:
+    """Refuse rounds whose candidates a policy did not draw.
+
+    Raises:
+        UsageError: names it.
+    """
+    if not has_logged(rounds):
+        raise UsageError(f"log: {NEEDS_THE_LOGGED}, and {name} did not draw all of its rounds")
 
 
 def fit_rounds(choices: Choices, logged_by: TargetPolicy) -> FittedLsr:
     """Fit an LSR to what it chose from the candidates of a policy, at least HELD_OUT times."""
     ids = ids_of(logged_by)
-    return FittedLsr(*fit_choices(choices, *map(len, ids)), *ids)
+    sizes = choices.candidates.shape[1], choices.slate.shape[1]
+    return FittedLsr(*fit_choices(choices, *map(len, ids)), *ids, *sizes)
 
 
 def ids_of(policy: TargetPolicy) -> tuple[pl.Series, pl.Series]:
@@ -125,7 +160,8 @@ class PickedSlots:
 
     def _picks(self, contexts: np.ndarray, num_candidates: int, num_slots: int) -> Iterator[tuple[int, Picks]]:
         """What contexts' chances are read from, remembered from page to page."""
-        for block in np.array_split(contexts, math.ceil(len(contexts) * len(self._items) * TIMES / CELLS)):
+        numbers = TIMES * max(len(self._items), 16 * num_slots * math.ceil(4 + 3 * math.sqrt(num_candidates)))
+        for block in np.array_split(contexts, math.ceil(len(contexts) * numbers / CELLS)):
             keys = [(context, num_candidates, num_slots) for context in block.tolist()]
             found = {key: self._kept[key] for key in keys if key in self._kept}
             if missing := [key for key in keys if key not in found]:
@@ -134,11 +170,10 @@ class PickedSlots:
             yield from ((key[0], found[key]) for key in keys)
 
     def _keep(self, some: Mapping[Key, Picks]) -> None:
-        size = sum(own.nbytes for own in some.values())
-        if self._bytes + size > KEPT:
-            self._kept, self._bytes = {}, 0
         self._kept |= some
-        self._bytes += size
+        self._bytes += sum(own.nbytes for own in some.values())
+        while self._bytes > KEPT:
+            self._bytes -= self._kept.pop(next(iter(self._kept))).nbytes  # the one that was worked out first
 
     def _worked_out(self, keys: Sequence[Key]) -> list[Picks]:
         contexts = np.array([context for context, _, _ in keys])

@@ -1,6 +1,6 @@
 """Judge checkpoints from a log with propensities: estimates, paired differences, overlap and a verdict for each.
 
-The log is read once, page by page (twice where a model is fitted to it), and only sums are kept of it.
+The log is read page by page, twice where a model is fitted to it, and only sums are kept of it.
 Axis: R rounds.
 """
 
@@ -25,7 +25,16 @@ from offline_eval.logs.diagnostics import (
     inverse_sums,
     overlap,
 )
-from offline_eval.logs.fitted_picks import FittedLsr, PickedSlots, fit_lsr
+from offline_eval.logs.fitted_picks import (
+    KEPT,
+    NEEDS_THE_LOGGED,
+    OF_BOTH_STAGES,
+    FittedLsr,
+    PickedSlots,
+    check_logged_by,
+    fit_lsr,
+    has_logged,
+)
 from offline_eval.logs.log_options import IntervalName, LogOptions
 from offline_eval.logs.log_reader import LogKind, kind_of, read_rounds
 from offline_eval.logs.logged_reward_model import FittedRewards, fit_rewards
@@ -41,14 +50,8 @@ from offline_eval.verdict import Verdict, corrected_confidence, judge
 LOGGED_POLICY = "logged policy"
 """The baseline's name where none is given: what earned the log's own rewards."""
 
-SAME = 1e-2
-"""Log-probabilities of candidates that one policy gives, as trained and as served, lie closer than this."""
-
 PICKABLE = 5_000_000
 """Contexts times items up to which the LSR is fitted where no estimators are named: beyond, it takes many minutes."""
-
-OF_BOTH_STAGES: tuple[OpeEstimatorName, ...] = ("sn-iips", "iips")
-"""Estimators of a feedback log for which its LSR is fitted."""
 
 OF_KIND: Mapping[LogKind, tuple[OpeEstimatorName, ...]] = {
     "feedback": ("sn-inclusion", "inclusion", "clipped-inclusion", "sn-candidate-set", "candidate-set"),
@@ -58,9 +61,6 @@ OF_KIND: Mapping[LogKind, tuple[OpeEstimatorName, ...]] = {
     "marginal-slates": ("snips", "sips", "rips", "iips", "pseudo-inverse"),
 }
 """Estimators of each kind of log where none are named; the first decides."""
-
-
-NEEDS_THE_LOGGED = f"{' and '.join(OF_BOTH_STAGES)} need the policy that logged as the baseline"
 
 
 class LogQuestion(NamedTuple):
@@ -166,9 +166,11 @@ class LogReading:
         Raises:
             UsageError: the log does not tell what an estimator needs.
         """
-        if self.picked:
-            page = self.with_marginals(page)
         baseline = self.weighed(page, self.baseline) if self.baseline else None
+        if self.baseline and baseline and self.picked:
+            check_logged_by(self.baseline.policy.name, baseline)
+            page = page._replace(log_marginals=self.picked[self.baseline].log_chance(page))
+            baseline = baseline._replace(log_marginal_ratios=np.zeros_like(page.rewards))
         if self.baseline and baseline and not self.logged.num_rounds and has_logged(baseline):
             self.deciles = tuple(inclusion_deciles(*self.baseline.inclusion_of_all(page)))
         for book in self.books:
@@ -183,21 +185,10 @@ class LogReading:
         if page.inclusion is not None:
             self.inverse_sums.add(inverse_sums(page.inclusion))
 
-    def with_marginals(self, page: LoggedRounds) -> LoggedRounds:
-        """A page that tells how probable its items were in their slots, by the policy that logged and the fitted LSR.
-
-        Raises:
-            UsageError: the baseline did not draw these candidates.
-        """
-        assert self.baseline is not None
-        if not has_logged(self.baseline.weigh(page, self.question.slot_weights)):
-            raise UsageError(f"log: {NEEDS_THE_LOGGED}, and {self.baseline.policy.name} did not draw all of its rounds")
-        return page._replace(log_marginals=self.picked[self.baseline].log_chance(page))
-
     def weighed(self, page: LoggedRounds, weigher: Weigher) -> WeighedRounds:
         """A page for one policy, with what the fitted models say of it."""
         rounds = weigher.weigh(page, self.question.slot_weights)
-        if weigher in self.picked:
+        if page.log_marginals is not None and weigher in self.picked:
             rounds = self.picked[weigher].weigh(rounds, page)
         if self.rewards is None:
             return rounds
@@ -251,7 +242,9 @@ def evaluate(
     """`evaluate_log` of policies that are open."""
     log, options = question.log, question.options
     kind = kind_of(log)
-    names = tuple(dict.fromkeys(options.estimators)) or usual_estimators(question, kind, baseline)
+    named = tuple(dict.fromkeys(options.estimators))
+    lsr = lsr_of(question, baseline, named) if kind == "feedback" else None
+    names = named or ((*OF_BOTH_STAGES, *OF_KIND[kind]) if lsr else OF_KIND[kind])
     if OPE_ESTIMATORS[names[0]].weight is None:
         raise UsageError(
             f"estimators ({names[0]}) has no weights whose overlap a verdict could check; name another first"
@@ -260,7 +253,7 @@ def evaluate(
     is_modelled = any(set(MODELLED) & set(OPE_ESTIMATORS[name].needs) for name in names)
     fitted = Fitted(
         rewards=fit_rewards(log, everyone) if is_modelled and kind in TABLES else None,
-        lsr=lsr_of(question, baseline) if kind == "feedback" and set(OF_BOTH_STAGES) & set(names) else None,
+        lsr=lsr,
     )
     reading = LogReading(policies, baseline, names, fitted, question)
     for page in read_rounds(log, options.greedy_rounds):
@@ -278,38 +271,31 @@ def evaluate(
         interval=options.interval,
         confidence=corrected_confidence(len(policies)),
         calibration=calibration,
-        lsr=fitted.lsr.fit if fitted.lsr else None,
+        lsr=lsr.fit if lsr else None,
         judged=tuple(reading.judged(book, calibration) for book in reading.books),
     )
 
 
-def usual_estimators(
-    question: LogQuestion, kind: LogKind, baseline: TargetPolicy | None
-) -> tuple[OpeEstimatorName, ...]:
-    """Those of OF_KIND, after those of both stages where the baseline logged every round and is not too large."""
-    if kind != "feedback" or baseline is None or len(baseline.context_ids) * len(baseline.item_ids) > PICKABLE:
-        return OF_KIND[kind]
-    is_of_one_version = sum(version.sampled > 0 for version in summary(question.log)) == 1
-    first = next(read_rounds(question.log, question.options.greedy_rounds))
-    is_logger = is_of_one_version and has_logged(Weigher(baseline).weigh(first, question.slot_weights))
-    return (*OF_BOTH_STAGES, *OF_KIND[kind]) if is_logger else OF_KIND[kind]
-
-
-def lsr_of(question: LogQuestion, baseline: TargetPolicy | None) -> FittedLsr:
-    """The LSR of a feedback log.
+def lsr_of(question: LogQuestion, baseline: TargetPolicy | None, named: Sequence[OpeEstimatorName]) -> FittedLsr | None:
+    """The LSR of a feedback log; None where no estimator asks for it, or none was named and it cannot be had soon.
 
     Raises:
-        UsageError: it is not known who drew the candidates.
+        UsageError: an estimator asks for it, and it is not known who drew the candidates.
     """
-    if baseline is None:
-        raise UsageError(f"log: {NEEDS_THE_LOGGED}: name it with --baseline")
+    if named and not set(OF_BOTH_STAGES) & set(named):
+        return None
+    if baseline is None or (not named and len(baseline.context_ids) * len(baseline.item_ids) > PICKABLE):
+        if named:
+            raise UsageError(f"log: {NEEDS_THE_LOGGED}: name it with --baseline")
+        return None
     num_rounds = sum(version.sampled for version in summary(question.log))
-    return fit_lsr(question.log, question.options.greedy_rounds, baseline, max(1, num_rounds))
-
-
-def has_logged(rounds: WeighedRounds) -> bool:
-    """Whether a policy drew the candidates of these rounds: it finds them as probable as the log does."""
-    return rounds.log_set_ratios is not None and bool((np.abs(rounds.log_set_ratios) < SAME).all())
+    try:
+        lsr = fit_lsr(question.log, question.options.greedy_rounds, Weigher(baseline), max(1, num_rounds))
+    except UsageError:
+        if named:
+            raise
+        return None
+    return lsr if named or lsr.nbytes <= KEPT else None
 
 
 def check_needs(name: OpeEstimatorName, rounds: WeighedRounds) -> None:

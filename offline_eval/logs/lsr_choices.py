@@ -118,6 +118,8 @@ def log_likelihood(log_chance: Tensor, choices: Choices) -> Tensor:
 def fit_choices(choices: Choices, num_contexts: int, num_items: int, seed: int = 0) -> tuple[LsrChoices, Fit]:
     """A model of a log's choices that predicts held-out ones better than a uniform LSR; that one where none does.
 
+    What the LSR tells of its own probabilities is left aside where held-out choices are better predicted without.
+
     Args:
         choices: at least HELD_OUT rounds.
         num_contexts: C.
@@ -126,17 +128,19 @@ def fit_choices(choices: Choices, num_contexts: int, num_items: int, seed: int =
     """
     is_held_out = torch.arange(len(choices.contexts)) % HELD_OUT == HELD_OUT - 1
     fitted_to, held_out = choices.take(~is_held_out), choices.take(is_held_out)
+    silent = fitted_to._replace(chances=torch.full_like(fitted_to.chances, math.nan))
+    tellings = (silent,) if fitted_to.chances.isnan().all() else (fitted_to, silent)
     for precision in PRECISIONS:
-        model = LsrChoices(num_contexts, num_items)
-        train(model, fitted_to, precision, torch.Generator().manual_seed(seed))
-        fit = fit_of(model, held_out)
+        models = [trained(told, num_contexts, num_items, precision, seed) for told in tellings]
+        model, fit = min(((model, fit_of(model, held_out)) for model in models), key=lambda one: one[1].model)
         if fit.model < fit.uniform:
             return model, fit
     return LsrChoices(num_contexts, num_items), fit._replace(model=fit.uniform)
 
 
-def train(model: LsrChoices, choices: Choices, precision: float, generator: torch.Generator) -> None:
-    """Climb to the most probable parameters."""
+def trained(choices: Choices, num_contexts: int, num_items: int, precision: float, seed: int) -> LsrChoices:
+    """The most probable model of some choices."""
+    model, generator = LsrChoices(num_contexts, num_items), torch.Generator().manual_seed(seed)
     for table in (model.contexts, model.items):
         nn.init.normal_(table, 0, 0.1, generator=generator)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
@@ -150,6 +154,7 @@ def train(model: LsrChoices, choices: Choices, precision: float, generator: torc
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
+    return model
 
 
 @torch.no_grad()

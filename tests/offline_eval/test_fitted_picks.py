@@ -12,8 +12,8 @@ from esr_trainer.late_stage_rankers import LATE_STAGE_RANKERS
 from esr_trainer.policy import sample_candidates
 from offline_eval.__main__ import OfflineEval
 from offline_eval.logs import fitted_picks, log_evaluation
-from offline_eval.logs.fitted_picks import LAPSE, FittedLsr, PickedSlots, fit_lsr, ids_of
-from offline_eval.logs.log_evaluation import OF_BOTH_STAGES, LogQuestion, evaluate_log
+from offline_eval.logs.fitted_picks import LAPSE, OF_BOTH_STAGES, FittedLsr, PickedSlots, fit_lsr, ids_of
+from offline_eval.logs.log_evaluation import LogQuestion, evaluate_log
 from offline_eval.logs.log_options import LogOptions
 from offline_eval.logs.logged_rounds import LoggedRounds
 from offline_eval.logs.lsr_choices import Fit, LsrChoices
@@ -90,6 +90,28 @@ def test_without_the_policy_that_logged_the_lsr_is_left_alone(
         evaluate_log(asked, [logged], better)
     monkeypatch.setattr(log_evaluation, "PICKABLE", 60 * 40 - 1)
     assert evaluate_log(LogQuestion(picked_log, options=T), [better], logged).lsr is None
+    monkeypatch.undo()
+    monkeypatch.setattr(log_evaluation, "KEPT", 1)
+    assert evaluate_log(LogQuestion(picked_log, options=T), [better], logged).lsr is None
+
+
+def test_where_no_estimator_is_named_a_log_that_cannot_tell_the_lsr_is_judged_without(served_runs: Path) -> None:
+    """Some of its last rounds are drawn by nobody known, or it is short."""
+    records = served(served_runs / "bundles", WORLD, 40, lsr="noisy")
+    strange = records[-1]._replace(shown=records[-1].shown._replace(log_probability=-50.0))
+    logs = (
+        write(served_runs / "mixed.db", [*records[:-1], strange]),
+        write(served_runs / "nine.db", records[:9]),
+    )
+    for log, reason in zip(logs, ("did not draw all", "has 9 rounds"), strict=True):
+        found = evaluate_log(LogQuestion(log, options=T), [served_runs / "better"], served_runs / "logged")
+        assert found.judged[0].estimated[0].estimator == "sn-inclusion"
+        with pytest.raises(UsageError, match=reason):
+            evaluate_log(
+                LogQuestion(log, options=LogOptions(estimators=("iips",))),
+                [served_runs / "better"],
+                served_runs / "logged",
+            )
 
 
 def test_the_command_says_how_well_the_lsr_is_known(
@@ -111,11 +133,11 @@ def test_a_large_log_is_fitted_to_by_evenly_spread_rounds(
         fitted_picks, "fit_choices", lambda choices, *n: (fitted.append(len(choices.contexts)), whole(choices, *n))[1]
     )
     monkeypatch.setattr(fitted_picks, "LARGEST_LOG", 400)
-    fit_lsr(picked_log, "refuse", open_policy(served_runs / "logged"), 1500)
+    fit_lsr(picked_log, "refuse", Weigher(open_policy(served_runs / "logged")), 1500)
     assert fitted == [375]
-    short = write(served_runs / "short.db", served(served_runs / "bundles", WORLD, 9))
-    with pytest.raises(UsageError, match="has 9 rounds; an LSR is fitted to 10 or more"):
-        fit_lsr(short, "refuse", open_policy(served_runs / "logged"), 9)
+    monkeypatch.setattr(fitted_picks, "LARGEST_LOG", 1)
+    with pytest.raises(UsageError, match="has 1 rounds"):
+        fit_lsr(picked_log, "refuse", Weigher(open_policy(served_runs / "logged")), 1500)
 
 
 CONTEXTS, ITEMS = ("x", "y"), tuple("abcdefgh")
@@ -126,7 +148,7 @@ POLICY = TargetPolicy("by hand", CONTEXTS, ITEMS, 1, lambda rows: LOGITS[rows])
 def lsr() -> FittedLsr:
     model = LsrChoices(2, 8)
     torch.nn.init.normal_(model.bias, 0, 2, generator=torch.Generator().manual_seed(0))
-    return FittedLsr(model, Fit(0, 0), *ids_of(POLICY))
+    return FittedLsr(model, Fit(0, 0), *ids_of(POLICY), 3, 2)
 
 
 def page(slates: list[list[str | None]], candidates: list[list[str | None]]) -> LoggedRounds:

@@ -75,6 +75,14 @@ def test_what_the_lsr_tells_of_itself_is_worth_many_choices() -> None:
     assert errors[0] < errors[1] / 4
 
 
+def test_what_it_tells_is_left_aside_where_that_predicts_better() -> None:
+    """An LSR that sorts tells that it is sure, which says nothing of the order behind."""
+    _, choices = choices_by("optimal", 150, is_told=True)
+    _, told, uniform = fitted(choices)
+    _, silent, _ = fitted(choices._replace(chances=unknown(choices.slate)))
+    assert told <= silent < uniform
+
+
 def test_a_noisy_lsr_is_found_again() -> None:
     scores, choices = choices_by("noisy", 6000)
     utilities, model, uniform = fitted(choices)

@@ -68,6 +68,22 @@ def test_a_uniform_lsr_shows_every_candidate_alike() -> None:
     assert own.log_chance(np.arange(50)) == pytest.approx(np.repeat(log_pi.T - np.log(10), 4, axis=1), abs=1e-5)
 
 
+def test_long_slates_are_summed_more_finely() -> None:
+    log_pi = log_inclusion_of(40, 20, 4)
+    (own,) = picks(log_pi, np.zeros((1, 40)), 20, 20)
+    assert own.log_chance(np.arange(40)) == pytest.approx(np.repeat(log_pi.T - np.log(20), 20, axis=1), abs=1e-3)
+
+
+def test_sure_items_are_not_divided_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All ten are shown; warnings are errors. Whether they are asked for at once does not matter."""
+    (own,) = picks(np.zeros((1, 10)), utilities_of(10, 11), 10, 10)
+    found = own.log_chance(np.arange(10))
+    assert np.exp(found).sum(axis=1) == pytest.approx(np.ones(10), abs=1e-4)
+    monkeypatch.setattr(picked_probabilities, "CELLS", 1)
+    assert own.log_chance(np.arange(10)) == pytest.approx(found)
+    assert own.log_chance(np.array([], dtype=int)).shape == (0, 10)
+
+
 def test_contexts_do_not_mix() -> None:
     log_pi = np.concatenate([log_inclusion_of(30, 5, seed, spread) for seed, spread in ((5, 0.1), (6, 4.0))])
     utilities = np.concatenate([utilities_of(30, seed) for seed in (7, 8)])
