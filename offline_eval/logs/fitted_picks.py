@@ -18,8 +18,8 @@ from offline_eval.logs.log_reader import read_rounds
 from offline_eval.logs.logged_rounds import LoggedRounds, rows_of
 from offline_eval.logs.lsr_choices import HELD_OUT, Choices, Fit, LsrChoices, choices_of, fit_choices, side_by_side
 from offline_eval.logs.ope_estimators import OpeEstimatorName
-from offline_eval.logs.picked_probabilities import Picks, picks
-from offline_eval.logs.target_policies import CELLS, TargetPolicy, Weigher, without_rounding
+from offline_eval.logs.picked_probabilities import Picks, num_roots, picks
+from offline_eval.logs.target_policies import CELLS, TargetPolicy, Weigher, ids_of, without_rounding
 from offline_eval.logs.weighed_rounds import WeighedRounds
 
 LARGEST_LOG = 200_000
@@ -42,7 +42,6 @@ TIMES = 100
 KEPT = 1 << 29
 """Bytes of `Picks` that are kept for when their context comes again."""
 
-
 Key = tuple[int, int, int]
 """Context, K, L."""
 
@@ -62,9 +61,8 @@ class FittedLsr(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Of what `PickedSlots` would keep of all contexts, about."""
-        num_roots = 4 + 3 * math.sqrt(self.num_candidates)
-        of_slots = 2 * 2 * self.num_slots * TIMES * num_roots
-        return round(8 * len(self.context_ids) * (2 * len(self.item_ids) + of_slots))
+        of_slots = 2 * 2 * self.num_slots * TIMES * num_roots(self.num_candidates)  # two products of complex numbers
+        return 8 * len(self.context_ids) * (2 * len(self.item_ids) + of_slots)
 
 
 def fit_lsr(log: str, greedy: GreedyRounds, logged_by: Weigher, num_rounds: int) -> FittedLsr:
@@ -112,12 +110,6 @@ def fit_rounds(choices: Choices, logged_by: TargetPolicy) -> FittedLsr:
     return FittedLsr(*fit_choices(choices, *map(len, ids)), *ids, *sizes)
 
 
-def ids_of(policy: TargetPolicy) -> tuple[pl.Series, pl.Series]:
-    """Ids of its contexts and of its items."""
-    context_ids, item_ids = (pl.Series(ids, dtype=pl.String) for ids in (policy.context_ids, policy.item_ids))
-    return context_ids, item_ids
-
-
 class PickedSlots:
     """A policy with a fitted LSR behind it."""
 
@@ -160,7 +152,7 @@ class PickedSlots:
 
     def _picks(self, contexts: np.ndarray, num_candidates: int, num_slots: int) -> Iterator[tuple[int, Picks]]:
         """What contexts' chances are read from, remembered from page to page."""
-        numbers = TIMES * max(len(self._items), 16 * num_slots * math.ceil(4 + 3 * math.sqrt(num_candidates)))
+        numbers = TIMES * max(len(self._items), 16 * num_slots * num_roots(num_candidates))
         for block in np.array_split(contexts, math.ceil(len(contexts) * numbers / CELLS)):
             keys = [(context, num_candidates, num_slots) for context in block.tolist()]
             found = {key: self._kept[key] for key in keys if key in self._kept}

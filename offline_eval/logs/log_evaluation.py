@@ -282,20 +282,23 @@ def lsr_of(question: LogQuestion, baseline: TargetPolicy | None, named: Sequence
     Raises:
         UsageError: an estimator asks for it, and it is not known who drew the candidates.
     """
-    if named and not set(OF_BOTH_STAGES) & set(named):
+    is_asked = bool(set(OF_BOTH_STAGES) & set(named))
+    if named and not is_asked:
         return None
-    if baseline is None or (not named and len(baseline.context_ids) * len(baseline.item_ids) > PICKABLE):
-        if named:
+    if baseline is None:
+        if is_asked:
             raise UsageError(f"log: {NEEDS_THE_LOGGED}: name it with --baseline")
+        return None
+    if not is_asked and len(baseline.context_ids) * len(baseline.item_ids) > PICKABLE:
         return None
     num_rounds = sum(version.sampled for version in summary(question.log))
     try:
         lsr = fit_lsr(question.log, question.options.greedy_rounds, Weigher(baseline), max(1, num_rounds))
     except UsageError:
-        if named:
+        if is_asked:
             raise
         return None
-    return lsr if named or lsr.nbytes <= KEPT else None
+    return lsr if is_asked or lsr.nbytes <= KEPT else None
 
 
 def check_needs(name: OpeEstimatorName, rounds: WeighedRounds) -> None:

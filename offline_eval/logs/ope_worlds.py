@@ -19,10 +19,10 @@ from esr_trainer.late_stage_rankers import LATE_STAGE_RANKERS
 from esr_trainer.policy import sample_candidates
 from esr_trainer.synthetic import synthetic_world
 from esr_trainer.world import World
-from offline_eval.logs.fitted_picks import FittedLsr, PickedSlots, fit_rounds, ids_of
+from offline_eval.logs.fitted_picks import FittedLsr, PickedSlots, fit_rounds
 from offline_eval.logs.logged_rounds import LoggedRounds
 from offline_eval.logs.lsr_choices import choices_of
-from offline_eval.logs.target_policies import TargetPolicy, Weigher
+from offline_eval.logs.target_policies import TargetPolicy, Weigher, ids_of
 from offline_eval.logs.weighed_rounds import WeighedRounds
 
 POLICIES = 10
@@ -161,7 +161,7 @@ def picked_logs(arena: Arena, logits: np.ndarray, size: LogSize, seed: int, lsr:
     logs, policy = two_stage_logs(arena, logits, size, seed, lsr), policy_of(arena, logits, "logged")
     pages = one_by_one(logs.page, size.logs)
     lsrs = [fit_rounds(choices_of(page, *ids_of(policy)), policy) for page in pages]
-    return logs._replace(page=logs.page._replace(log_marginals=log_chances(policy, pages, lsrs)), lsrs=lsrs)
+    return logs._replace(page=logs.page._replace(log_marginals=log_of_both_stages(policy, pages, lsrs)), lsrs=lsrs)
 
 
 def one_by_one(page: LoggedRounds, logs: int) -> list[LoggedRounds]:
@@ -182,7 +182,7 @@ def one_by_one(page: LoggedRounds, logs: int) -> list[LoggedRounds]:
     ]
 
 
-def log_chances(policy: TargetPolicy, pages: Sequence[LoggedRounds], lsrs: Sequence[FittedLsr]) -> np.ndarray:
+def log_of_both_stages(policy: TargetPolicy, pages: Sequence[LoggedRounds], lsrs: Sequence[FittedLsr]) -> np.ndarray:
     """log P(a_l in slot l | x) of a policy with each log's LSR behind it, (R, L)."""
     weigher = Weigher(policy)
     parts = [PickedSlots(weigher, lsr).log_chance(page) for page, lsr in zip(pages, lsrs, strict=True)]
@@ -228,7 +228,7 @@ def weigh_two_stage(arena: Arena, target: np.ndarray, logs: Logs) -> WeighedRoun
     rounds = Weigher(policy).weigh(logs.page, "sum")
     if logs.page.log_marginals is None:
         return rounds
-    own = log_chances(policy, one_by_one(logs.page, len(logs.lsrs)), logs.lsrs)
+    own = log_of_both_stages(policy, one_by_one(logs.page, len(logs.lsrs)), logs.lsrs)
     return rounds._replace(log_marginal_ratios=own - logs.page.log_marginals)
 
 

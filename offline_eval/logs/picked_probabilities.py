@@ -9,10 +9,10 @@ choice axiom as a race of exponentials). So, with G(t) the generating function o
     G(t) = prod over b != a of 1 - pi(b) + pi(b) y (e^(-t e^u(b)) + x (1 - e^(-t e^u(b)))):
 
 y counts the candidates, x those that finish before `a`. A uniform LSR gives pi(a) / K, and an LSR that sorts is the
-limit of large utilities. No source has this form; it leaves P(A | x) to the two-stage weights what Rao-Blackwell
-leaves of it, given the item that was shown. The integral is a sum over log t, which for Gumbel-like densities
-converges geometrically; the coefficients of y a discrete Fourier transform, those of x truncated products: all terms
-of x are positive, and nothing cancels.
+limit of large utilities. None of the sources has this form. A weight on it is the weight on the candidate set averaged
+over all sets that could have shown the item, so it varies less (Rao-Blackwell). The integral is a sum over log t, which
+converges geometrically for densities like Gumbel's; the coefficients of y are a discrete Fourier transform, those of x
+truncated products.
 
 Axes: B contexts, N items, J of them, T times, H roots of unity (half: the others are their conjugates), L slots.
 """
@@ -23,8 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 STEP, STEP_SLOTS = 0.4, 8
-"""Of log t, up to so many slots; less by their number beyond, where orders are narrower. Of a uniform LSR's chances the
-sum misses at most 3e-7 in four slots."""
+"""Of log t, up to so many slots; less by their number beyond, where orders are narrower."""
 
 BEFORE, AFTER = 18.0, 3.5
 """How far log t goes beyond the fastest and the slowest item: e^-18 of a chance, and e^(-e^3.5), are left out."""
@@ -34,7 +33,6 @@ CELLS = 1 << 21
 
 HEAD = 0.005
 """Likelier candidates are multiplied one by one; for the factors 1 + d of the others d - d^2 / 2 is summed."""
-
 
 LIKELY = 0.5
 """More likely candidates are left out of a product by not being multiplied: to divide by such a factor loses digits."""
@@ -134,8 +132,8 @@ def picks(log_inclusion: np.ndarray, utilities: np.ndarray, num_candidates: int,
     step = STEP * min(1.0, STEP_SLOTS / num_slots)
     log_inclusion, lead = np.minimum(log_inclusion, 0.0), utilities - utilities.max(axis=1, keepdims=True)
     inclusion, rates, times = np.exp(log_inclusion), np.exp(lead), np.exp(np.arange(-BEFORE, AFTER - lead.min(), step))
-    count = 2 * math.ceil(4 + 3 * math.sqrt(num_candidates))  # six standard deviations of K arrivals, and more
-    roots = np.exp(2j * np.pi * (np.arange(count // 2) + 0.5) / count)
+    half = num_roots(num_candidates)
+    roots = np.exp(1j * np.pi * (np.arange(half) + 0.5) / half)
     alive = np.exp(-times[:, None] * rates[:, None])  # (B, T, N)
     is_likely, is_head = inclusion > LIKELY, inclusion > HEAD
     unlikely = tail_product(np.where(is_head, 0.0, inclusion), alive, roots, num_slots)
@@ -145,6 +143,11 @@ def picks(log_inclusion: np.ndarray, utilities: np.ndarray, num_candidates: int,
         Picks(num_candidates, log_inclusion[row], rates[row], times, roots, unlikely[row], finished[row])
         for row in range(len(inclusion))
     ]
+
+
+def num_roots(num_candidates: int) -> int:
+    """H: twice as many tell numbers of arrivals apart that lie within six standard deviations, and more."""
+    return math.ceil(4 + 3 * math.sqrt(num_candidates))
 
 
 def times_items(product: np.ndarray, inclusion: np.ndarray, alive: np.ndarray, roots: np.ndarray) -> np.ndarray:

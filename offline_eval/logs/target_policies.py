@@ -49,6 +49,12 @@ class TargetPolicy(NamedTuple):
     logits: Logits
 
 
+def ids_of(policy: TargetPolicy) -> tuple[pl.Series, pl.Series]:
+    """Ids of its contexts and of its items."""
+    context_ids, item_ids = (pl.Series(ids, dtype=pl.String) for ids in (policy.context_ids, policy.item_ids))
+    return context_ids, item_ids
+
+
 def without_rounding(log_ratios: np.ndarray) -> np.ndarray:
     """The policy that logged weighs 1, exactly: else it would surely be worse than itself, by 1e-16."""
     return np.where(np.abs(log_ratios) < ROUNDING, 0.0, log_ratios)
@@ -103,9 +109,7 @@ class Weigher:
 
     def __init__(self, policy: TargetPolicy) -> None:
         self.policy = policy
-        self._context_ids, self._item_ids = (
-            pl.Series(ids, dtype=pl.String) for ids in (policy.context_ids, policy.item_ids)
-        )
+        self._context_ids, self._item_ids = ids_of(policy)
 
     def weigh(self, page: LoggedRounds, slot_weights: SlotWeightsName) -> WeighedRounds:
         """What off-policy estimators read.

@@ -12,12 +12,12 @@ from esr_trainer.late_stage_rankers import LATE_STAGE_RANKERS
 from esr_trainer.policy import sample_candidates
 from offline_eval.__main__ import OfflineEval
 from offline_eval.logs import fitted_picks, log_evaluation
-from offline_eval.logs.fitted_picks import LAPSE, OF_BOTH_STAGES, FittedLsr, PickedSlots, fit_lsr, ids_of
+from offline_eval.logs.fitted_picks import LAPSE, OF_BOTH_STAGES, FittedLsr, PickedSlots, fit_lsr
 from offline_eval.logs.log_evaluation import LogQuestion, evaluate_log
 from offline_eval.logs.log_options import LogOptions
 from offline_eval.logs.logged_rounds import LoggedRounds
 from offline_eval.logs.lsr_choices import Fit, LsrChoices
-from offline_eval.logs.target_policies import TargetPolicy, Weigher, open_policy
+from offline_eval.logs.target_policies import TargetPolicy, Weigher, ids_of, open_policy
 from tests.conftest import last_json
 from tests.offline_eval.conftest import WORLD
 from tests.offline_eval.served_logs import served, write
